@@ -11,7 +11,7 @@ SETTING = $(shell $(BIN)/python -c "import configparser as c; p = c.ConfigParser
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: demo test lab env dev step notebooks pytest bench clean
+.PHONY: demo test lab book env dev step notebooks pytest bench clean
 demo: $(RUN)
 	$(BIN)/gradcam-nb demo --out output
 
@@ -44,6 +44,10 @@ notebooks: $(DEV)
 
 pytest: $(DEV)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -n 2 --dist loadfile
+
+# Needs Quarto on PATH.
+book: $(DEV)
+	PATH="$(CURDIR)/$(BIN):$$PATH" quarto render
 
 bench: $(DEV)
 	$(BIN)/python -m benchmarks

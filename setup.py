@@ -16,6 +16,7 @@ setup(
     install_requires=settings["requirements"].split(),
     extras_require={"dev": settings["dev_requirements"].split()},
     entry_points={"console_scripts": settings["console_scripts"].split()},
+    scripts=["book/gradcam-nb-filter"],
     packages=find_packages(include=["gradcam_nb", "gradcam_nb.*"]),
     package_data={"gradcam_nb": ["samples/weights/*.safetensors"]},
     url=settings["git_url"],

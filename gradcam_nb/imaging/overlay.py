@@ -146,4 +146,4 @@ def show_cam_on_image(
         raise ValueError(f"colormap is {colormap!r}; pass one of OpenCV's, such as cv2.COLORMAP_JET") from error
     heat = np.float32(cv2.cvtColor(heat, cv2.COLOR_BGR2RGB) if use_rgb else heat) / 255
     cam = (1 - image_weight) * heat + image_weight * img.clip(0, 1)
-    return np.uint8(255 * cam / max(cam.max(), 1e-7))
+    return np.uint8(255 * (cam / max(cam.max(), 1e-7)))

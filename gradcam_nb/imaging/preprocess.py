@@ -164,6 +164,7 @@ def preprocess_for(
         raise TypeError(f"model is a {type(model).__name__}; pass a torch.nn.Module")
     if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         model = model.module
+    model = getattr(model, "_orig_mod", model)  # torch.compile's wrapper
     config = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None)
     if weights is not None:
         pre = _from_weights(weights)

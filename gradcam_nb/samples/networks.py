@@ -21,11 +21,11 @@ MODELS = {
 }
 
 # %% ../../nbs/samples/networks.ipynb #08
-def _convs(inputs: int, outputs: int, repeat: int = 2) -> nn.Sequential:
+def _convs(inputs: int, outputs: int, repeat: int = 2, stride: int = 1) -> nn.Sequential:
     """3×3 convolutions, each with batch norm and ReLU."""
     layers = []
     for i in range(repeat):
-        layers += [nn.Conv2d(outputs if i else inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
+        layers += [nn.Conv2d(outputs if i else inputs, outputs, 3, stride, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
     return nn.Sequential(*layers)
 
 # %% ../../nbs/samples/networks.ipynb #09
@@ -75,24 +75,28 @@ def build(
     if name == "scenes-vit":
         from timm.models.vision_transformer import VisionTransformer
 
-        return VisionTransformer(img_size=128, patch_size=8, embed_dim=96, depth=6, num_heads=3, num_classes=len(CLASSES))
+        model = VisionTransformer(img_size=128, patch_size=16, embed_dim=96, depth=6, num_heads=3, num_classes=len(CLASSES))
+        widths = (3, 24, 48, 96)
+        stem = [_convs(a, b, repeat=1, stride=2) for a, b in zip(widths, widths[1:])]
+        model.patch_embed.proj = nn.Sequential(*stem, nn.Conv2d(96, 96, 3, stride=2, padding=1))
+        return model
     from timm.models.resnet import BasicBlock, ResNet
 
-    return ResNet(
-        BasicBlock, (1, 1, 1, 1), len(CLASSES), output_stride=8, stem_type="deep", stem_width=12, channels=(24, 48, 64, 96)
-    )
+    model = ResNet(BasicBlock, (1, 1, 1, 1), len(CLASSES), output_stride=16, stem_type="deep", stem_width=8, channels=(16, 32, 48, 96))
+    model.maxpool = nn.Identity()
+    return model
 
 # %% ../../nbs/samples/networks.ipynb #13
 def load(
     name: str,  # one of MODELS
-) -> nn.Module:  # trained, in eval mode, float32; with `classes` and `pretrained_cfg`
+) -> nn.Module:  # trained, in eval mode, float32; with `classes`, `multi_label` and `pretrained_cfg`
     """A network with the weights of this package; another name is a `ValueError`."""
     from safetensors.torch import load_file
 
     model = build(name)
     # load_state_dict copies into the float32 parameters, which is the way back from half precision.
     model.load_state_dict(load_file(files("gradcam_nb.samples") / "weights" / f"{name}.safetensors"))
-    model.classes = CLASSES
+    model.classes, model.multi_label = CLASSES, name != "scenes-unet"
     model.pretrained_cfg = dict(
         input_size=(3, 128, 128), mean=(0.5,) * 3, std=(0.5,) * 3, crop_pct=1.0, crop_mode="squash", interpolation="bilinear"
     )

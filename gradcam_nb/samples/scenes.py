@@ -23,18 +23,19 @@ TRAIN, VALIDATION, TEST = 0, 1_000_000, 2_000_000
 
 # %% ../../nbs/samples/scenes.ipynb #09
 # Shape -> number of edges, their distance from the centre, how many edges a point inside may lie beyond.
-_EDGES = {"square": (4, 0.75, 0), "triangle": (3, 0.58, 0), "star": (5, 0.38, 1)}
+_EDGES = {"square": (4, 0.75, 0), "triangle": (3, 0.58, 0), "star": (5, 0.38, 1), "clover": (3, 0.5, 0)}
 
 
 def _inside(shape: str, x: Tensor, y: Tensor) -> Tensor:
     """Which points lie inside a shape of radius about 1 around the origin."""
     if shape == "disc":
         return x.square() + y.square() < 0.85**2
-    edges, depth, spare = _EDGES.get(shape, (3, 0.0, 0))
+    edges, depth, spare = _EDGES[shape]
     turn = 2 * math.pi * torch.arange(edges).view(-1, 1, 1) / edges
     cos, sin = turn.cos(), turn.sin()
     if shape == "clover":
-        return ((x - cos / 2).square() + (y - sin / 2).square() < 0.5**2).any(0)
+        # A disc through the centre in place of each edge.
+        return ((x - depth * cos).square() + (y - depth * sin).square() < depth**2).any(0)
     return (x * cos + y * sin > depth).sum(0) <= spare
 
 # %% ../../nbs/samples/scenes.ipynb #11
@@ -103,6 +104,7 @@ def _clutter(image: Tensor, rng: torch.Generator) -> Tensor:
         image = torch.where((along - 100 * (offset - 0.5)).abs() < 1, _colours(rng)[0], image)
     pick = torch.randint(12, (3,), generator=rng).tolist()
     figures = [("plain", (*SHAPES, "clover")[pick[0] % 5]), (TEXTURES[pick[1] % 3], "clover"), ("plain", SHAPES[pick[2] % 4])]
+    # The second plain shape is there half of the time.
     for texture, shape in figures[: 2 + pick[2] // 6]:
         centre, radius = 12 + 104 * torch.rand(2, generator=rng), 14 + 8 * torch.rand((), generator=rng)
         image, _ = _paint(image, texture, shape, centre, radius, rng)

@@ -1,0 +1,1 @@
+"""How much an explanation costs, as a multiple of a bare forward pass."""

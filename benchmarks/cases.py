@@ -1,0 +1,57 @@
+"""The cases: ResNet-50 on pictures of 224 × 224, random weights. Later work adds rows here."""
+from functools import partial
+from importlib.util import find_spec
+
+import torch
+from torchvision.models import resnet50
+
+from benchmarks.harness import Case
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _model_and_input(batch):
+    torch.manual_seed(0)
+    return resnet50().eval().to(DEVICE), torch.randn(batch, 3, 224, 224, device=DEVICE)
+
+
+def forward(batch):
+    model, x = _model_and_input(batch)
+
+    def call():
+        with torch.inference_mode():
+            return model(x)
+
+    return call
+
+
+def gradcam(batch):
+    from gradcam_nb import GradCAM
+
+    model, x = _model_and_input(batch)
+    return partial(GradCAM(model, model.layer4[-1]), x, 5)
+
+
+def pytorch_grad_cam(batch):
+    from pytorch_grad_cam import GradCAM
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+    model, x = _model_and_input(batch)
+    return partial(GradCAM(model=model, target_layers=[model.layer4[-1]]), x, [ClassifierOutputTarget(5)] * batch)
+
+
+def _rows(group, batch, bound, **options):
+    rows = [
+        Case(group, "forward", partial(forward, batch), **options),
+        Case(group, "GradCAM", partial(gradcam, batch), bound, **options),
+    ]
+    if find_spec("pytorch_grad_cam"):
+        rows.append(Case(group, "PyPI grad-cam: GradCAM", partial(pytorch_grad_cam, batch), **options))
+    return rows
+
+
+CASES = [
+    *_rows("time, batch 1", 1, 1.15),
+    *_rows("time, batch 8", 8, 1.15),
+    *_rows("peak memory, batch 32", 32, 1.15, memory=True),
+]

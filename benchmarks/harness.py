@@ -1,0 +1,73 @@
+"""Times cases in turns in one process; measures peak memory, each case in a process of its own."""
+import multiprocessing
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Case:
+    """One thing to measure. `prepare()` returns the call that is timed; it runs once, before the clock starts."""
+
+    group: str  # cases of a group are timed in turns and compared with its first one
+    name: str
+    prepare: Callable[[], Callable[[], object]]
+    bound: float | None = None  # the multiple of the group's first case that must not be exceeded
+    memory: bool = False  # measure peak memory instead of time
+
+
+def _wait():
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def times(cases: list[Case], rounds: int = 15) -> list[float]:
+    """Seconds of each case: the median of `rounds` interleaved runs after two rounds of warm-up."""
+    calls = [case.prepare() for case in cases]
+    taken = [[] for _ in cases]
+    for i in range(rounds + 2):
+        for call, list_of_times in zip(calls, taken):
+            _wait()
+            start = time.perf_counter()
+            call()
+            _wait()
+            if i >= 2:
+                list_of_times.append(time.perf_counter() - start)
+    return [statistics.median(t) for t in taken]
+
+
+def _peak(case: Case, pipe) -> None:
+    call = case.prepare()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    call()
+    pipe.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+
+
+def peak_memory(case: Case) -> int:
+    """Kilobytes by which one run raises the high-water mark of a fresh process."""
+    context = multiprocessing.get_context("spawn")
+    receive, send = context.Pipe(duplex=False)
+    process = context.Process(target=_peak, args=(case, send))
+    process.start()
+    process.join()
+    if process.exitcode:
+        raise RuntimeError(f"{case.name}: the measuring process failed")
+    return receive.recv()
+
+
+def measure(cases: list[Case], rounds: int = 15) -> list[dict]:
+    """A row for each case: its multiple of the first case of its group."""
+    rows = []
+    for group in dict.fromkeys(case.group for case in cases):
+        members = [case for case in cases if case.group == group]
+        if members[0].memory:
+            values = [statistics.median(peak_memory(case) for _ in range(3)) for case in members]
+        else:
+            values = times(members, rounds)
+        for case, value in zip(members, values):
+            rows.append(dict(group=group, case=case.name, multiple=round(value / values[0], 3), bound=case.bound))
+    return rows

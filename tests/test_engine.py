@@ -1,0 +1,200 @@
+"""record and replay over architectures, number formats and wrappers: the slow, plain form beside ours."""
+import copy
+
+import pytest
+import timm
+import torch
+import torchvision
+from torch import nn
+
+from gradcam_nb.core.record import record
+from gradcam_nb.core.replay import replay
+
+torch.manual_seed(0)
+MODELS = {
+    "resnet50": (lambda: torchvision.models.resnet50(num_classes=10), 64, ["layer2.1", "layer4.0.conv3", "layer4.2.bn3"]),
+    "densenet121": (lambda: torchvision.models.densenet121(num_classes=10), 64, ["features.denseblock3", "features.denseblock4.denselayer7.norm2"]),
+    "mobilenet_v2": (lambda: torchvision.models.mobilenet_v2(num_classes=10), 64, ["features.14.conv.0.1", "features"]),
+    "googlenet": (lambda: torchvision.models.googlenet(num_classes=10, init_weights=False), 64, ["inception5a.branch2.0", "inception5b"]),
+    "vit": (lambda: timm.create_model("vit_tiny_patch16_224", depth=4, num_classes=10), 224, ["blocks.1.attn.qkv", "blocks.2.mlp.fc1", "blocks.3.norm1"]),
+    "vit torchvision": (lambda: torchvision.models.VisionTransformer(64, 16, 3, 2, 48, 96, num_classes=10), 64, ["encoder.layers.encoder_layer_1.ln_1"]),
+    "swin timm": (lambda: timm.create_model("swin_tiny_patch4_window7_224", depths=(1, 1, 2, 1), num_classes=10), 224, ["layers.2.blocks.1.attn", "layers.3.blocks.0.norm2"]),
+    "swin torchvision": (lambda: torchvision.models.swin_t(num_classes=10), 64, ["features.5.3.attn", "features.7"]),
+    "convnext": (lambda: timm.create_model("convnext_atto", num_classes=10), 64, ["stages.3.downsample.1", "stages.2"]),
+    "u-net": (lambda: __import__("gradcam_nb.samples.networks", fromlist=["build"]).build("scenes-unet"), 64, ["encoder.1", "decoder.0"]),
+}
+CASES = [pytest.param(name, layer, id=f"{name} {layer}") for name, (_, _, layers) in MODELS.items() for layer in layers]
+_made = {}
+
+
+def made(name):
+    if name not in _made:
+        build, side, _ = MODELS[name]
+        torch.manual_seed(0)
+        model = build().eval()
+        for p in model.parameters():
+            if p.ndim == 2 and not p.any():  # torchvision's transformer starts with a head of zeros
+                nn.init.normal_(p)
+            if p.ndim == 4 and name == "googlenet":  # its untrained convolutions let nothing through
+                nn.init.kaiming_normal_(p)
+        _made[name] = model, torch.randn(2, 3, side, side)
+    return _made[name]
+
+
+def total(output):
+    return output.flatten(1)[:, 3].sum()
+
+
+def state(model):
+    return (
+        [m.training for m in model.modules()],
+        [(len(m._forward_hooks), len(m._forward_pre_hooks), len(m._backward_hooks), "forward" in m.__dict__) for m in model.modules()],
+        [(p.grad, p.requires_grad, p.sum().item()) for p in model.parameters()],
+        [b.double().sum().item() for b in model.buffers()],
+    )
+
+
+def whole_graph(model, module, x):
+    """What a layer said and its gradient, from plain autograd through the whole model."""
+    kept = []
+
+    def keep(m, args, output):
+        kept.append(output)
+        output.retain_grad()
+        return output.clone()  # an in-place layer behind it would forbid the backward pass
+
+    handle = module.register_forward_hook(keep)
+    try:
+        output = model(x)
+    finally:
+        handle.remove()
+    total(output).backward()
+    model.zero_grad(set_to_none=True)
+    return kept[0].detach(), kept[0].grad, output.detach()
+
+
+@pytest.mark.parametrize("name, layer", CASES)
+def test_record_equals_the_whole_graph(name, layer):
+    model, x = made(name)
+    module = model.get_submodule(layer)
+    said, gradient, output = whole_graph(model, module, x)
+    was = state(model)
+    r = record(model, [module], x, total, replayable=True)
+    assert state(model) == was
+    # Not bit for bit: without autograd, torchvision's transformer takes a fused kernel.
+    torch.testing.assert_close(r.activations[module][0], said, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(r.output, output, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(r.gradients[module][0], gradient, rtol=1e-3, atol=1e-4 * gradient.abs().max().item())
+
+
+@pytest.mark.parametrize("name, layer", CASES)
+def test_replay_equals_the_plain_run(name, layer):
+    model, x = made(name)
+    module = model.get_submodule(layer)
+    r = record(model, [module], x, replayable=True)
+    a = r.activations[module][0]
+    changed = a + a.std() * torch.randn(a.shape, generator=torch.Generator().manual_seed(1))
+    handle = module.register_forward_hook(lambda m, args, output: changed.clone())
+    try:
+        with torch.no_grad():
+            plain = model(x)
+    finally:
+        handle.remove()
+    was, given = state(model), changed.clone()
+    replayed = replay(r, module, changed)
+    assert (replayed - plain).abs().max() <= 1e-5 * plain.abs().max()
+    assert (plain - r.output).abs().max() > 1e-4 * plain.abs().max(), "the change cannot be seen in the output"
+    assert torch.equal(changed, given) and state(model) == was
+
+
+@pytest.mark.parametrize("name, layer", CASES)
+def test_replay_of_many_variants_of_many_pictures(name, layer):
+    """Rows are picture by picture, and each equals its own replay."""
+    model, x = made(name)
+    module = model.get_submodule(layer)
+    r = record(model, [module], x, replayable=True)
+    a = r.activations[module][0]
+    parts = a.unflatten(0, (2, a.shape[0] // 2))  # windows: several rows a picture
+    many = torch.stack([parts, parts * 0.5, parts * 2], 1).flatten(0, 2)
+    replayed = replay(r, module, many).unflatten(0, (2, 3))
+    for i, factor in enumerate((1, 0.5, 2)):
+        torch.testing.assert_close(replayed[:, i], replay(r, module, a * factor), rtol=1e-4, atol=1e-5 * replayed.abs().max().item())
+
+
+def test_a_user_hook_stays_and_is_heard():
+    model, x = made("resnet50")
+    heard = []
+    handle = model.layer3.register_forward_hook(lambda m, a, o: heard.append(len(heard)))
+    record(model, ["layer4"], x, total)
+    assert heard == [0] and len(model.layer3._forward_hooks) == 1
+    handle.remove()
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, lambda m: torch.compile(m, backend="eager")], ids=["DataParallel", "compile"])
+def test_wrapped_models(wrap):
+    model, x = made("resnet50")
+    expected = record(model, [model.layer4], x, total)
+    r = record(wrap(model), [model.layer4], x, total)
+    assert torch.equal(r.gradients[model.layer4][0], expected.gradients[model.layer4][0])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("name", ["resnet50", "vit", "convnext"])
+def test_number_formats(name, dtype):
+    model, x = made(name)
+    layer = MODELS[name][2][0]
+    low = copy.deepcopy(model).to(dtype)
+    module = low.get_submodule(layer)
+    r = record(low, [module], x.to(dtype), total)
+    said, gradient, _ = whole_graph(low, module, x.to(dtype))
+    assert r.gradients[module][0].dtype == dtype
+    near = dict(rtol=0.05, atol=0.02) if dtype != torch.float64 else dict(rtol=1e-6, atol=1e-12)
+    torch.testing.assert_close(r.activations[module][0], said, **near)
+    top = gradient.abs().max().clamp(min=1e-30)
+    torch.testing.assert_close(r.gradients[module][0].double() / top.double(), gradient.double() / top.double(), **near)
+
+
+def test_the_part_before_the_layer_has_no_graph_and_the_graph_is_gone_after():
+    """Live tensors with a graph: none before the layer, none when `record` has returned."""
+    model, x = made("resnet50")
+    seen = {}
+    handles = [m.register_forward_hook(lambda m, a, o, n=n: seen.__setitem__(n, o.requires_grad)) for n, m in model.named_children()]
+    r = record(model, ["layer4"], x, total)
+    for handle in handles:
+        handle.remove()
+    assert [seen[n] for n in ("conv1", "bn1", "layer1", "layer2", "layer3")] == [False] * 5 and seen["fc"]
+    assert not r.output.requires_grad and not r.activations[model.layer4][0].requires_grad and r.gradients[model.layer4][0].grad_fn is None
+
+
+class Stumbles(nn.Module):
+    """Raises in the part that the wish names."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.when = nn.Conv2d(3, 4, 3), nn.Linear(4, 2), None
+
+    def forward(self, x):
+        h = self.a(x)
+        if self.when == "middle":
+            raise KeyError("stumbled")
+        return self.b(h.mean((2, 3)))
+
+
+@pytest.mark.parametrize("grad", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+def test_an_exception_inside_the_model_leaves_it_as_it_was(grad):
+    model = Stumbles().train()
+    x, was = torch.randn(1, 3, 8, 8), state(model)
+    r = record(model, ["a"], x, total_of_two, replayable=True)
+    model.when = "middle"
+    with grad():
+        before = torch.is_grad_enabled()
+        with pytest.raises(KeyError, match="stumbled"):
+            record(model, ["a"], x, total_of_two, replayable=True)
+        with pytest.raises(KeyError, match="stumbled"):
+            replay(r, model.a, r.activations[model.a][0])
+        assert torch.is_grad_enabled() == before
+    assert state(model) == was
+
+
+def total_of_two(output):
+    return output[:, 1].sum()

@@ -1,0 +1,123 @@
+"""The house keeps its floors: who imports whom, what importing loads, what the book holds."""
+import ast
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "gradcam_nb"
+NOTEBOOKS = sorted(p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
+
+# From the ground up: a module imports only from its own floor's room or from rooms on floors below.
+FLOORS = [
+    ["smoothing", "targets", "reshape", "core.visit", "core.heatmap", "imaging"],
+    ["core.replay"],
+    ["core.record"],
+    ["layers", "samples"],
+    ["core.cam"],
+    ["methods", "metrics", "models"],
+    ["explain"],
+    ["widgets", "scale"],
+    ["compat", "cli"],
+]
+
+
+def floor(module):
+    for level, names in enumerate(FLOORS):
+        for name in names:
+            if module == name or module.startswith(name + "."):
+                return level, name
+    raise AssertionError(f"{module}: no floor of the house; name it in FLOORS and in CONTRIBUTING.md")
+
+
+def modules():
+    return [p for p in PACKAGE.rglob("*.py") if p.name not in ("__init__.py", "_modidx.py")]
+
+
+def imported(path):
+    """Names of this package's modules that a module imports at its top level."""
+    here = path.relative_to(PACKAGE).with_suffix("").parts
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = here[: len(here) - node.level]
+            yield ".".join([*base, *(node.module or "").split(".")]).strip(".")
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("gradcam_nb."):
+            yield node.module.removeprefix("gradcam_nb.")
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_a_room_imports_only_from_below(path):
+    module = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+    level, room = floor(module)
+    for other in imported(path):
+        other_level, other_room = floor(other)
+        assert other_level < level or other_room == room, f"{module} imports {other}, which is not below it"
+
+
+def test_every_module_has_its_notebook():
+    notebooks = {str(p.relative_to(ROOT / "nbs").with_suffix("")) for p in NOTEBOOKS}
+    assert {str(p.relative_to(PACKAGE).with_suffix("")) for p in modules()} <= notebooks
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_a_module_holds_one_idea(path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 215, "grown past 200 lines (and a header)"
+
+
+def test_importing_loads_nothing_heavy():
+    code = "import sys, gradcam_nb; print([m for m in ('matplotlib', 'ipywidgets', 'cv2', 'ray', 'timm', 'nbdev', 'fastcore') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+def test_all_names_are_there():
+    import gradcam_nb
+
+    assert len(set(gradcam_nb.__all__)) == len(gradcam_nb.__all__) and all(hasattr(gradcam_nb, name) for name in gradcam_nb.__all__)
+
+
+def chapters(entries):
+    for entry in entries:
+        if isinstance(entry, dict):
+            yield from chapters(entry["chapters"])
+        else:
+            yield entry
+
+
+def test_every_notebook_is_a_chapter_once():
+    listed = list(chapters(yaml.safe_load((ROOT / "_quarto.yml").read_text())["book"]["chapters"]))
+    assert len(listed) == len(set(listed))
+    assert {name for name in listed if name.endswith(".ipynb")} == {str(p.relative_to(ROOT)) for p in NOTEBOOKS}
+    assert all((ROOT / name).is_file() for name in listed)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: str(p.relative_to(ROOT / "nbs")))
+def test_notebook(path):
+    """Links resolve, outputs are small and name no machine, and the book's filter leaves no directive."""
+    notebook = nbformat.read(path, 4)
+    assert path.stat().st_size < 1_500_000
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", cell.source):
+                assert link.startswith("http") or (path.parent / link).exists(), f"{link} leads nowhere"
+        for output in cell.get("outputs", []):
+            assert output.get("name") != "stderr"
+            assert not re.search(r"/(root|home|tmp|work)/", json.dumps(output.get("text", "")) + json.dumps(output.get("data", {}).get("text/plain", "")))
+    filtered = subprocess.run(
+        [Path(sys.executable).with_name("gradcam-nb-filter")], input=path.read_text(), capture_output=True, text=True, cwd=path.parent, check=True
+    ).stdout
+    from nbconvert import MarkdownExporter
+
+    text, _ = MarkdownExporter().from_notebook_node(nbformat.reads(filtered, 4))
+    assert not re.search(r"^#\s*\|\s*(export|exports|exporti|hide|default_exp|slow|net|cuda)\b", text, flags=re.M)
+
+
+@pytest.mark.parametrize("path", [ROOT / "README.md", ROOT / "index.qmd", ROOT / "CONTRIBUTING.md"], ids=lambda p: p.name)
+def test_links_of_pages(path):
+    for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", path.read_text()):
+        assert link.startswith("http") or (path.parent / link).exists(), f"{link} leads nowhere"
