@@ -174,7 +174,11 @@ def explain(
     where = next(network.parameters(), torch.empty(0))
     cam = method(network, layer)
     wanted = target if target is None or callable(target) else _Named(target, network)
-    heat = cam(preprocess(picture).to(where.device, where.dtype), wanted)[0]
+    tensor = preprocess(picture).to(where.device, where.dtype)
+    try: heat = cam(tensor, wanted)[0]
+    except (RuntimeError, AssertionError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"model: it failed on an input of {tuple(tensor.shape)} ({reason}); pass preprocess=, a Preprocess of the size that it takes") from error
     seen = _seen(network, cam.outputs)
     top = sorted(seen, key=lambda one: -one.score)[:5]
     chosen = seen[wanted.category] if isinstance(wanted, _Named) else top[0] if top and target is None else None

@@ -6,8 +6,12 @@
 __all__ = ['load_model', 'class_names', 'find_class']
 
 # %% ../nbs/models.ipynb #03
+import socket
 from difflib import get_close_matches
 from pathlib import Path
+from unittest.mock import patch
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import torch
 from torch import nn
@@ -68,16 +72,34 @@ def _from_file(path, arch):
         raise ValueError(f"arch: the weights of {str(path)!r} do not fit {arch!r}: {' '.join(str(error).split())[:200]}") from None
     return model
 
-# %% ../nbs/models.ipynb #11
-def _from_hub(source, name):
+# %% ../nbs/models.ipynb #12
+def _reachable(url):
+    "Whether the host answers; believed where a proxy stands between."
+    if getproxies().get("https"): return True
+    try: socket.create_connection((urlsplit(url).hostname, 443), timeout=5).close()
+    except OSError: return False
+    return True
+
+def _from_timm(name):
     import timm
-    from torchvision.models import get_model
-    try: return timm.create_model(name, pretrained=True) if source == "timm" else get_model(name, weights="DEFAULT")
+    from huggingface_hub import constants
+    with patch.object(constants, "HF_HUB_OFFLINE", constants.HF_HUB_OFFLINE or not _reachable(constants.ENDPOINT)):
+        return timm.create_model(name, pretrained=True)
+
+def _from_torchvision(name):
+    from torchvision.models import get_model, get_model_weights
+    weights = get_model_weights(name).DEFAULT
+    stored = Path(torch.hub.get_dir(), "checkpoints", Path(urlsplit(weights.url).path).name)
+    if not stored.exists() and not _reachable(weights.url): raise ConnectionError(f"{urlsplit(weights.url).hostname} does not answer")
+    return get_model(name, weights=weights)
+
+def _from_hub(source, name):
+    try: return _from_timm(name) if source == "timm" else _from_torchvision(name)
     except Exception as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
         raise ValueError(f"model: the weights of {name!r} could not be had ({reason}); pass a checkpoint file and arch={name!r}, or one of {', '.join(MODELS)}") from None
 
-# %% ../nbs/models.ipynb #12
+# %% ../nbs/models.ipynb #13
 def load_model(
     model: str,  # a name, or the path of a checkpoint
     arch: str | None = None,  # with a checkpoint: the name of its architecture
@@ -91,7 +113,7 @@ def load_model(
     if source is None: raise _unknown(model, "model")
     return (load(name) if source == "samples" else _from_hub(source, name)).eval()
 
-# %% ../nbs/models.ipynb #14
+# %% ../nbs/models.ipynb #15
 def class_names(
     model: nn.Module,
     classes: int,  # the number of its outputs
@@ -104,7 +126,7 @@ def class_names(
         return list(ResNet18_Weights.DEFAULT.meta["categories"])
     return [str(i) for i in range(classes)]
 
-# %% ../nbs/models.ipynb #15
+# %% ../nbs/models.ipynb #16
 def find_class(
     name: str | int,  # an index, a name, or a part of one
     names: list[str],  # the names of the classes

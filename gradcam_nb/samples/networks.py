@@ -76,6 +76,7 @@ def build(
         from timm.models.vision_transformer import VisionTransformer
 
         model = VisionTransformer(img_size=128, patch_size=16, embed_dim=96, depth=6, num_heads=3, num_classes=len(CLASSES))
+        # timm's patch embedding flattens whatever its projection gives: here four convolutions in place of one.
         widths = (3, 24, 48, 96)
         stem = [_convs(a, b, repeat=1, stride=2) for a, b in zip(widths, widths[1:])]
         model.patch_embed.proj = nn.Sequential(*stem, nn.Conv2d(96, 96, 3, stride=2, padding=1))
@@ -83,6 +84,7 @@ def build(
     from timm.models.resnet import BasicBlock, ResNet
 
     model = ResNet(BasicBlock, (1, 1, 1, 1), len(CLASSES), output_stride=16, stem_type="deep", stem_width=8, channels=(16, 32, 48, 96))
+    # Without it the map is 16×16 with less dilation, so a cell sees less that is not its own.
     model.maxpool = nn.Identity()
     return model
 
