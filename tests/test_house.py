@@ -102,6 +102,9 @@ def test_notebook(path):
     notebook = nbformat.read(path, 4)
     assert path.stat().st_size < 1_500_000
     for cell in notebook.cells:
+        if cell.cell_type == "code" and re.search(r"^(import|from) ", cell.source, flags=re.M):
+            others = [node for node in ast.parse(cell.source).body if not isinstance(node, (ast.Import, ast.ImportFrom))]
+            assert not others, f"imports and other code share a cell, which the book's filter would run:\n{cell.source}"
         if cell.cell_type == "markdown":
             for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", cell.source):
                 assert link.startswith("http") or (path.parent / link).exists(), f"{link} leads nowhere"

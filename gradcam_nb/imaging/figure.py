@@ -19,14 +19,14 @@ from PIL import Image
 from .overlay import _colours, _heat_map
 from .read import read_image
 
-# %% ../../nbs/imaging/figure.ipynb #05
+# %% ../../nbs/imaging/figure.ipynb #06
 def _is_map(item):
     "Whether an item of the grid is a heat map rather than a picture."
     if not isinstance(item, (np.ndarray, torch.Tensor)) or item.dtype in (np.uint8, torch.uint8):
         return False
     return item.ndim == 2 or (item.ndim == 3 and item.shape[0] == 1)
 
-# %% ../../nbs/imaging/figure.ipynb #06
+# %% ../../nbs/imaging/figure.ipynb #07
 def _drawable(item, position, colormap):
     "An RGB array of an item of the grid."
     if _is_map(item):
@@ -36,14 +36,14 @@ def _drawable(item, position, colormap):
     except (TypeError, ValueError) as error:
         raise type(error)(f"pictures[{position}]: {error}") from error
 
-# %% ../../nbs/imaging/figure.ipynb #08
+# %% ../../nbs/imaging/figure.ipynb #09
 def _png(figure):
     "The figure as PNG bytes: what Jupyter shows."
     stored = BytesIO()
     figure.savefig(stored, format="png")
     return stored.getvalue()
 
-# %% ../../nbs/imaging/figure.ipynb #09
+# %% ../../nbs/imaging/figure.ipynb #10
 def grid(
     pictures,  # sequence of pictures (all that `read_image` reads) and maps (H x W or 1 x H x W in [0, 1]), or a batch tensor
     titles: list = None,  # one string each; long ones are wrapped

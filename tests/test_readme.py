@@ -1,0 +1,32 @@
+"""What the README says is so."""
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def test_its_python_runs_in_order(tmp_path):
+    code = "\n".join(re.findall(r"```python\n(.*?)```", README, flags=re.S))
+    code += "\nassert tuple(heat_maps.shape) == (8, 224, 224) and 0 <= heat_maps.min() and heat_maps.max() <= 1"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert sorted(p.suffix for p in (tmp_path / "output").iterdir()) == [".json", ".npy", ".png"]
+
+
+def test_its_speed_table_is_what_was_measured():
+    rows = {(row["group"], row["case"]): row for row in json.loads((ROOT / "benchmarks/results.json").read_text())["rows"]}
+    table = re.findall(r"^\| ((?:time|peak)[^|]*) \| ([\d.]+) \| ([\d.]+) \|$", README, flags=re.M)
+    assert len(table) == 3
+    for group, ours, theirs in table:
+        assert f"{rows[group, 'GradCAM']['multiple']:.2f}" == ours and f"{rows[group, 'PyPI grad-cam: GradCAM']['multiple']:.2f}" == theirs
+    assert all(row["bound"] is None or row["multiple"] <= row["bound"] for row in rows.values())
+
+
+def test_its_methods_are_those_of_the_package():
+    from gradcam_nb import list_methods
+
+    assert set(re.findall(r"^\| \[(\w+)\]\(nbs/methods/", README, flags=re.M)) == set(list_methods())
