@@ -23,14 +23,14 @@ def _stems(images):
     return stems
 
 def _explain(args):
-    import torch
     from tqdm import tqdm
-    from gradcam_nb.explain import _loaded, _method, _picture, explain
+    from gradcam_nb.explain import explain, find_method, read_picture
+    from gradcam_nb.models import load_model
     out = Path(args.out)
     if out.exists() and not out.is_dir(): raise ValueError(f"--out: {args.out!r} is a file; pass a folder")
-    method = _method(args.method)
-    for image in args.images: _picture(image)
-    model = _loaded(args.model, args.arch, args.device)
+    method = find_method(args.method)
+    for image in args.images: read_picture(image)
+    model = load_model(args.model, args.arch, args.device)
     explained = []
     for image, stem in tqdm(list(zip(args.images, _stems(args.images))), disable=None if len(args.images) > 3 else True):
         e = explain(image, model, method=method, target=args.target, layer=args.layer, upscale=args.upscale)
@@ -52,10 +52,10 @@ def _methods(args):
 
 def _layers(args):
     import torch
-    from gradcam_nb.explain import _loaded
     from gradcam_nb.imaging.preprocess import preprocess_for
     from gradcam_nb.layers import list_layers, live_layers, suggest_layer
-    model = _loaded(args.model, args.arch, None)
+    from gradcam_nb.models import load_model
+    model = load_model(args.model, args.arch)
     preprocess = preprocess_for(model)
     x = torch.rand(1, len(preprocess.mean), *preprocess.size, generator=torch.Generator().manual_seed(0))
     layers = list_layers(model, x)

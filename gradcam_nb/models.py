@@ -103,17 +103,24 @@ def _from_hub(source, name):
 def load_model(
     model: str,  # a name, or the path of a checkpoint
     arch: str | None = None,  # with a checkpoint: the name of its architecture
+    device=None,  # where to put it; left out: the CPU
 ) -> nn.Module:  # in evaluation mode
     "A model by name or from a checkpoint file. Raises `ValueError` where there is no such model or its weights cannot be had."
+    try: torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error: raise ValueError(f"device: {device!r} cannot be used ({str(error).splitlines()[0]})") from None
+    return _load(model, arch).to(device).eval()
+
+# %% ../nbs/models.ipynb #14
+def _load(model, arch):
     path = Path(model).expanduser()
-    if path.is_file(): return _from_file(path, arch).eval()
+    if path.is_file(): return _from_file(path, arch)
     if path.suffix in (".pt", ".pth", ".bin", ".safetensors", ".ckpt") or "/" in model: raise ValueError(f"model: there is no file {model!r}")
     if arch is not None: raise ValueError(f"arch: {model!r} is no file, and an architecture goes with a checkpoint file only")
     source, name = _source(model)
     if source is None: raise _unknown(model, "model")
-    return (load(name) if source == "samples" else _from_hub(source, name)).eval()
+    return load(name) if source == "samples" else _from_hub(source, name)
 
-# %% ../nbs/models.ipynb #15
+# %% ../nbs/models.ipynb #16
 def class_names(
     model: nn.Module,
     classes: int,  # the number of its outputs
@@ -126,7 +133,7 @@ def class_names(
         return list(ResNet18_Weights.DEFAULT.meta["categories"])
     return [str(i) for i in range(classes)]
 
-# %% ../nbs/models.ipynb #16
+# %% ../nbs/models.ipynb #17
 def find_class(
     name: str | int,  # an index, a name, or a part of one
     names: list[str],  # the names of the classes
