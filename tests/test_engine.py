@@ -121,6 +121,45 @@ def test_replay_of_many_variants_of_many_pictures(name, layer):
         torch.testing.assert_close(replayed[:, i], replay(r, module, a * factor), rtol=1e-4, atol=1e-5 * replayed.abs().max().item())
 
 
+def outputs_of_parts(model, run):
+    """What each convolution, linear layer and norm of the model computed while `run` ran: only calls that were really made."""
+    made_by, parts = {}, [m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear, nn.BatchNorm2d, nn.LayerNorm))]
+
+    def watch(m, forward):
+        def watched(*args, **kwargs):
+            output = forward(*args, **kwargs)
+            made_by.setdefault(m, []).append(output.clone())
+            return output
+
+        return watched
+
+    for m in parts:
+        m.forward = watch(m, m.forward)
+    try:
+        run()
+    finally:
+        for m in parts:
+            del m.forward
+    return made_by
+
+
+@pytest.mark.parametrize("name, layer", CASES)
+def test_replay_computes_nothing_that_does_not_depend_on_the_layer(name, layer):
+    """Whatever part runs in a replay of changed activations gives something that it did not give in the plain run."""
+    model, x = made(name)
+    module = model.get_submodule(layer)
+    r = record(model, [module], x, replayable=True)
+    a = r.activations[module][0]
+    changed = a + a.std() * torch.randn(a.shape, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        plain = outputs_of_parts(model, lambda: model(x))
+    replayed = outputs_of_parts(model, lambda: replay(r, module, changed))
+    names = {m: n for n, m in model.named_modules()}
+    assert len(replayed) < len(plain)
+    wasted = [names[m] for m, outs in replayed.items() for o in outs if any(o.shape == p.shape and torch.allclose(o, p, rtol=1e-5, atol=0) for p in plain[m])]
+    assert not wasted
+
+
 def test_a_user_hook_stays_and_is_heard():
     model, x = made("resnet50")
     heard = []
