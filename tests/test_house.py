@@ -20,6 +20,7 @@ FLOORS = [
     ["core.replay"],
     ["core.record"],
     ["layers", "samples"],
+    ["core.run"],
     ["core.cam"],
     ["methods", "metrics", "models"],
     ["explain"],

@@ -28,7 +28,7 @@ class Record:
     input_tensor: Any  # what it was given
     output: Any  # what it answered, detached
     activations: dict[nn.Module, list]  # layer -> one entry a call
-    gradients: dict[nn.Module, list]  # the same structure; zeros where the score does not depend on it; empty without a score
+    gradients: dict[nn.Module, list]  # the same structure, zeros where the score does not depend on it; several scores stand in a new first dimension
     overwritten: set[nn.Module] = field(default_factory=set)  # layers whose output the model changes in place
     tape: Tape | None = None  # what `replay` needs, if it was asked for
 
@@ -100,27 +100,35 @@ def _run(model, layers, inputs, with_gradient, replayable, insist=False):
     return output, keeper, tape
 
 def _gradients(score, kept):
-    "The gradient of `score` for everything that was kept, zeros where it does not depend on it."
+    "The gradient of each score for everything that was kept, zeros where it does not depend on it."
     values, structure = tree_flatten(kept)
     leaves = [value for value in values if isinstance(value, torch.Tensor) and value.requires_grad]
-    found = torch.autograd.grad(score, leaves, allow_unused=True) if score.requires_grad else [None] * len(leaves)
-    found = {id(leaf): gradient for leaf, gradient in zip(leaves, found) if gradient is not None}
-    return tree_unflatten([
-        found.get(id(value), torch.zeros_like(value)) if isinstance(value, torch.Tensor) else value for value in values
-    ], structure)
 
-def _scalar(value):
+    def of(one):
+        found = torch.autograd.grad(one, leaves, allow_unused=True, retain_graph=score.ndim > 0) if one.requires_grad else [None] * len(leaves)
+        return {id(leaf): gradient for leaf, gradient in zip(leaves, found) if gradient is not None}
+
+    found = [of(one) for one in (score if score.ndim else score[None])]
+
+    def gradient(value):
+        if not isinstance(value, torch.Tensor): return value
+        each = [one[id(value)] if id(value) in one else torch.zeros_like(value, requires_grad=False) for one in found]
+        return torch.stack(each) if score.ndim else each[0]
+
+    return tree_unflatten([gradient(value) for value in values], structure)
+
+def _checked_score(value):
     if not isinstance(value, torch.Tensor): raise TypeError(f"score: expected a scalar tensor, got {type(value).__name__}")
-    if value.numel() != 1: raise ValueError(f"score: expected one number, got a tensor of shape {tuple(value.shape)}; sum or index it")
+    if value.ndim > 1 or not value.numel(): raise ValueError(f"score: expected one number, or a row of them, got a tensor of shape {tuple(value.shape)}; sum or index it")
     if not value.is_floating_point(): raise TypeError(f"score: expected a floating point number, got {value.dtype}; it has no gradient")
-    return value.sum()
+    return value
 
 # %% ../../nbs/core/record.ipynb #15
 def record(
     model: nn.Module,  # left exactly as it was found
     layers: Iterable[nn.Module | str],  # modules of the model, or their names
     input_tensor,  # a tensor or a list: the model's argument; a tuple: its arguments; a dict: its keyword arguments
-    score: Callable | None = None,  # the model's output -> the scalar tensor whose gradient is asked for
+    score: Callable | None = None,  # the model's output -> the scalar tensor whose gradient is asked for; or several, as a 1-D tensor
     *,
     replayable: bool = False,  # keep what `replay` needs, for the first of the layers
 ) -> Record:
@@ -137,10 +145,10 @@ def record(
         _check_ran(model, keeper)
         gradients = {}
         if score is not None:
-            with torch.enable_grad(): value = _scalar(score(output))
+            with torch.enable_grad(): value = _checked_score(score(output))
             if not value.requires_grad:
                 output, keeper, _ = _run(model, layers, inputs, True, False, insist=True)
-                with torch.enable_grad(): value = _scalar(score(output))
+                with torch.enable_grad(): value = _checked_score(score(output))
             gradients = _gradients(value, keeper.kept)
         detach = lambda tree: tree_map_only(torch.Tensor, torch.Tensor.detach, tree)
         overwritten = {layer for layer, handed, version in keeper.handed if handed._version != version}
