@@ -25,11 +25,29 @@ def forward(batch):
     return call
 
 
-def gradcam(batch):
-    from gradcam_nb import GradCAM
+def method(name, batch, **how):
+    import gradcam_nb
 
     model, x = _model_and_input(batch)
-    return partial(GradCAM(model, model.layer4[-1]), x, 5)
+    return partial(getattr(gradcam_nb, name)(model, model.layer4[-1]), x, 5, **how)
+
+
+def ten_classes():
+    from gradcam_nb import GradCAM
+
+    model, x = _model_and_input(1)
+    return partial(GradCAM(model, model.layer4[-1]).many, x, list(range(10)))
+
+
+EIGHT = ["GradCAM", "HiResCAM", "GradCAMElementWise", "GradCAMPlusPlus", "XGradCAM", "LayerCAM", "EigenCAM", "EigenGradCAM"]
+ONE_GRADIENT = ["HiResCAM", "GradCAMElementWise", "GradCAMPlusPlus", "XGradCAM", "LayerCAM", "EigenGradCAM"]
+
+
+def eight_methods(batch):
+    from gradcam_nb import compare
+
+    model, x = _model_and_input(batch)
+    return partial(compare, model, x, EIGHT, 5, target_layers=model.layer4[-1])
 
 
 def pytorch_grad_cam(batch):
@@ -43,7 +61,7 @@ def pytorch_grad_cam(batch):
 def _rows(group, batch, bound, **options):
     rows = [
         Case(group, "forward", partial(forward, batch), **options),
-        Case(group, "GradCAM", partial(gradcam, batch), bound, **options),
+        Case(group, "GradCAM", partial(method, "GradCAM", batch), bound, **options),
     ]
     if find_spec("pytorch_grad_cam"):
         rows.append(Case(group, "PyPI grad-cam: GradCAM", partial(pytorch_grad_cam, batch), **options))
@@ -54,4 +72,11 @@ CASES = [
     *_rows("time, batch 1", 1, 1.15),
     *_rows("time, batch 8", 8, 1.15),
     *_rows("peak memory, batch 32", 32, 1.15, memory=True),
+    Case("methods, batch 8", "forward", partial(forward, 8)),
+    *(Case("methods, batch 8", name, partial(method, name, 8), 1.2) for name in [*ONE_GRADIENT, "EigenCAM"]),
+    Case("methods, batch 8", "FullGrad", partial(method, "FullGrad", 8), 3.5),
+    Case("methods, batch 8", "GradCAM, aug_smooth", partial(method, "GradCAM", 8, aug_smooth=True), 6.5),
+    Case("methods, batch 8", "eight methods, compare", partial(eight_methods, 8), 1.5),
+    Case("classes, batch 1", "forward", partial(forward, 1)),
+    Case("classes, batch 1", "ten classes, GradCAM.many", ten_classes, 1.6),
 ]

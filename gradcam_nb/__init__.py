@@ -2,6 +2,7 @@
 
 __version__ = "0.1.0"
 
+from .compare import compare
 from .core.cam import BaseCAM
 from .core.record import Record, record
 from .core.replay import replay
@@ -12,16 +13,46 @@ from .imaging.preprocess import Preprocess, deprocess_image, preprocess_for, pre
 from .imaging.read import read_image
 from .imaging.regions import to_boxes, to_mask
 from .layers import list_layers, suggest_layer
+from .methods.attention_relevance import AttentionRelevance
+from .methods.attention_rollout import AttentionRollout
+from .methods.cam import CAM
+from .methods.deep_feature_factorization import DeepFeatureFactorization, run_dff_on_image, show_factorization_on_image
+from .methods.eigen_gradcam import EigenGradCAM
+from .methods.eigencam import EigenCAM
+from .methods.fem import FEM
+from .methods.finercam import FinerCAM
+from .methods.fullgrad import FullGrad
+from .methods.grad_eclip import GradECLIP
 from .methods.gradcam import GradCAM
+from .methods.gradcam_elementwise import GradCAMElementWise
+from .methods.gradcam_plusplus import GradCAMPlusPlus
+from .methods.guided_backprop import GuidedBackpropReLUModel
+from .methods.guided_gradcam import GuidedGradCAM
+from .methods.hirescam import HiResCAM
+from .methods.kpca_cam import KPCA_CAM
+from .methods.layercam import LayerCAM
+from .methods.legrad import LeGrad
+from .methods.random_cam import RandomCAM
+from .methods.refinecam import RefineCAM
+from .methods.seg_eigencam import SegEigenCAM
+from .methods.smooth_gradcam_plusplus import SmoothGradCAMPlusPlus
+from .methods.sobel import Sobel
+from .methods.xgradcam import XGradCAM
 from .models import load_model
 from .reshape.channels_last import channels_last_reshape_transform
 from .reshape.pick import pick_reshape
 from .reshape.vit import vit_reshape_transform
+from .smoothing.augment import mirrored_and_scaled
+from .smoothing.noise import noisy
 from .targets.classifier import ClassifierOutputTarget
 
 __all__ = [
-    "BaseCAM", "ClassifierOutputTarget", "Explanation", "GradCAM", "Preprocess", "Record",
-    "channels_last_reshape_transform", "deprocess_image", "explain", "grid", "list_layers", "list_methods", "load_model",
-    "overlay", "pick_reshape", "preprocess_for", "preprocess_image", "read_image", "record", "replay",
-    "show_cam_on_image", "suggest_layer", "to_boxes", "to_mask", "vit_reshape_transform",
+    "AttentionRelevance", "AttentionRollout", "BaseCAM", "CAM", "channels_last_reshape_transform",
+    "ClassifierOutputTarget", "compare", "DeepFeatureFactorization", "deprocess_image", "EigenCAM", "EigenGradCAM",
+    "explain", "Explanation", "FEM", "FinerCAM", "FullGrad", "GradCAM", "GradCAMElementWise", "GradCAMPlusPlus",
+    "GradECLIP", "grid", "GuidedBackpropReLUModel", "GuidedGradCAM", "HiResCAM", "KPCA_CAM", "LayerCAM", "LeGrad",
+    "list_layers", "list_methods", "load_model", "mirrored_and_scaled", "noisy", "overlay", "pick_reshape",
+    "Preprocess", "preprocess_for", "preprocess_image", "RandomCAM", "read_image", "Record", "record", "RefineCAM",
+    "replay", "run_dff_on_image", "SegEigenCAM", "show_cam_on_image", "show_factorization_on_image", "SmoothGradCAMPlusPlus", "Sobel",
+    "suggest_layer", "to_boxes", "to_mask", "vit_reshape_transform", "XGradCAM",
 ]

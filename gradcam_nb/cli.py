@@ -33,16 +33,17 @@ def _explain(args):
     model = load_model(args.model, args.arch, args.device)
     explained = []
     for image, stem in tqdm(list(zip(args.images, _stems(args.images))), disable=None if len(args.images) > 3 else True):
-        e = explain(image, model, method=method, target=args.target, layer=args.layer, upscale=args.upscale)
+        how = {name: True for name in ("aug_smooth", "eigen_smooth") if getattr(args, name)}
+        e = explain(image, model, method=method, target=args.target, layer=args.layer, upscale=args.upscale, **how)
         e.model = args.model
         explained.append((image, e, e.save(out, stem)))
     for image, e, files in explained:
         print(f"{image}: {e.model} saw {', '.join(map(str, e.top[:3]))}")
-        print(f"  {e.method} at {', '.join(e.layers)} for {e.target}, score {e.target.score:.2f}")
+        print(f"  {e.method} at {e.where} for {e.target}, score {e.target.score:.2f}")
         print("  " + ", ".join(str(file) for file in files.values()))
 
 def _demo(args):
-    _explain(argparse.Namespace(images=["scene:3"], model="scenes-cnn", arch=None, method="GradCAM", target=None, layer=None, device=None, out=args.out, upscale=False))
+    _explain(_parser().parse_args(["explain", "scene:3", "--out", args.out]))
 
 # %% ../nbs/cli.ipynb #08
 def _methods(args):
@@ -103,6 +104,8 @@ def _parser():
     sub.add_argument("--layer", help="a layer's name, see: gradcam-nb layers MODEL; left out: the last one that serves")
     sub.add_argument("--device", help="cpu, cuda, mps, …")
     sub.add_argument("--out", default="output", help="folder for the results (default: output)")
+    sub.add_argument("--aug-smooth", action="store_true", help="also explain changed copies and take the mean; six runs")
+    sub.add_argument("--eigen-smooth", action="store_true", help="the first principal component of the weighted channels")
     sub.add_argument("--upscale", action="store_true", help="accept pictures smaller than the network takes")
     command("methods", _methods, "list the methods, with cost and paper")
     model_of(command("layers", _layers, "list a model's layers in execution order"), "model", metavar="MODEL")

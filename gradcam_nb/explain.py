@@ -53,13 +53,18 @@ class Explanation:
     method: str
     layers: list[str]
 
+    @property
+    def where(self):
+        "The layers in a few words."
+        return ", ".join(self.layers) if len(self.layers) <= 3 else f"{len(self.layers)} layers"
+
     def overlay(self, **options):  # `colormap`, `opacity`, `threshold` of `imaging.overlay`
         "The picture with the heat map on it, in the picture's own size."
         return overlay(self.picture, self.heat_map, region=self.region, **options)
 
     def show(self, **options):
         "A figure: the picture, the overlay, the raw map."
-        titles = [f"{self.model} saw: {self.top[0]}" if self.top else self.model, f"{self.method}: {self.target.name if self.target else 'target'}", ", ".join(self.layers)]
+        titles = [f"{self.model} saw: {self.top[0]}" if self.top else self.model, f"{self.method}: {self.target.name if self.target else 'target'}", self.where]
         return grid([self.picture, self.overlay(**options), colorize(self.heat_map)], titles, columns=3, size=2.4)
 
     def summary(self) -> dict:
@@ -94,18 +99,18 @@ class Explanation:
             picture.save(buffer := BytesIO(), "PNG")
             return f'<img src="data:image/png;base64,{b64encode(buffer.getvalue()).decode()}" style="margin:0 6px 0 0">'
         rows = "".join(f"<tr><td>{html.escape(seen.name)}</td><td>{seen.score:.2f}</td><td>{seen.probability:.1%}</td></tr>" for seen in self.top)
-        caption = f"{self.method} of {self.model} at {', '.join(self.layers)}" + (f" for <b>{html.escape(self.target.name)}</b>" if self.target else "")
+        caption = f"{self.method} of {self.model} at {self.where}" + (f" for <b>{html.escape(self.target.name)}</b>" if self.target else "")
         return f"<figure>{image(self.picture)}{image(self.overlay())}<figcaption>{caption}</figcaption><table><tr><th>class</th><th>score</th><th>probability</th></tr>{rows}</table></figure>"
 
     def __repr__(self):
-        return f"Explanation({self.method} of {self.model} at {', '.join(self.layers)}, target: {self.target}, saw: {', '.join(map(str, self.top[:3]))})"
+        return f"Explanation({self.method} of {self.model} at {self.where}, target: {self.target}, saw: {', '.join(map(str, self.top[:3]))})"
 
 # %% ../nbs/explain.ipynb #11
-def list_methods() -> dict[str, type[BaseCAM]]:  # name -> class
-    "The methods of the package."
+def list_methods() -> dict[str, type]:  # name -> class, each with `paper` and `cost`
+    "The methods of the package: those of heat maps are subclasses of `BaseCAM`, the others give something else."
     import gradcam_nb
     public = {name: getattr(gradcam_nb, name) for name in gradcam_nb.__all__}
-    return {name: item for name, item in public.items() if isinstance(item, type) and issubclass(item, BaseCAM) and item is not BaseCAM}
+    return {name: item for name, item in public.items() if isinstance(item, type) and getattr(item, "paper", "")}
 
 # %% ../nbs/explain.ipynb #12
 def find_method(
@@ -115,9 +120,10 @@ def find_method(
     if isinstance(method, type) and issubclass(method, BaseCAM): return method
     if not isinstance(method, str): raise TypeError(f"method: expected a name or a subclass of BaseCAM, got {type(method).__name__}")
     plain = lambda text: text.lower().replace("-", "").replace("_", "").replace("++", "plusplus")
-    for name, item in list_methods().items():
+    heat_maps = {name: item for name, item in list_methods().items() if issubclass(item, BaseCAM)}
+    for name, item in heat_maps.items():
         if plain(name) == plain(method): return item
-    raise ValueError(f"method: no method is called {method!r}; pass one of {', '.join(list_methods())}")
+    raise ValueError(f"method: no method of heat maps is called {method!r}; pass one of {', '.join(heat_maps)}")
 
 # %% ../nbs/explain.ipynb #13
 def read_picture(
@@ -165,6 +171,7 @@ def explain(
     preprocess=None,  # a `Preprocess`; left out: the model's own
     device=None,  # where to run; left out: where the model is
     upscale: bool = False,  # accept a picture smaller than the network takes
+    **how,  # `aug_smooth`, `eigen_smooth`, `fusion`: as for the method's call
 ) -> Explanation:
     "What the model saw in the picture, and where. Raises `ValueError` or `TypeError` for what it cannot explain; the model is left as it was."
     picture, method = read_picture(image), find_method(method)
@@ -177,7 +184,7 @@ def explain(
     cam = method(network, layer)
     wanted = target if target is None or callable(target) else _Named(target, network)
     tensor = preprocess(picture).to(where.device, where.dtype)
-    try: heat = cam(tensor, wanted)[0]
+    try: heat = cam(tensor, wanted, **how)[0]
     except (RuntimeError, AssertionError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"model: it failed on an input of {tuple(tensor.shape)} ({reason}); pass preprocess=, a Preprocess of the size that it takes") from error

@@ -21,9 +21,11 @@ FLOORS = [
     ["core.record"],
     ["layers", "samples"],
     ["core.run"],
-    ["core.cam"],
+    ["core.cam", "core.attention"],
+    ["core.attention_cam"],
     ["methods", "metrics", "models"],
     ["explain"],
+    ["compare"],
     ["widgets", "scale"],
     ["compat", "cli"],
 ]
