@@ -7,8 +7,9 @@ from pathlib import Path
 import torch
 import torchvision
 
-from benchmarks.cases import CASES, DEVICE
+from benchmarks.cases import CASES
 from benchmarks.harness import measure
+from benchmarks.network import DEVICE
 
 
 def main():

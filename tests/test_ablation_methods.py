@@ -66,21 +66,27 @@ def on_the_map(output, layout):
     return output.permute(0, 3, 1, 2) if layout == LAST else output
 
 
+def replaced(model, layer, x, change):
+    """A full pass in which the layer gives what `change` makes of its output."""
+    handle = model.get_submodule(layer).register_forward_hook(lambda module, args, output: change(output))
+    with torch.no_grad():
+        answer = model(x)
+    handle.remove()
+    return answer
+
+
 def hooked(model, layer, layout, x, change):
     """A full pass in which what the layer gives is changed; what it was, on the map; the output."""
     was = []
 
-    def hook(module, args, output):
+    def on_map(output):
         output = output.clone()
         laid = on_the_map(output, layout)
         was.append(laid.clone())
         change(laid)
         return output
 
-    handle = model.get_submodule(layer).register_forward_hook(hook)
-    with torch.no_grad():
-        answer = model(x)
-    handle.remove()
+    answer = replaced(model, layer, x, on_map)
     return was[0], answer
 
 
@@ -306,15 +312,12 @@ class TestDetector:
         return lambda found: (box_iou(wanted[None], found["boxes"])[0] * found["scores"]).max()
 
     def obvious(self, model, layer, pictures, targets, switch):
-        def hook(module, args, output):
+        def switched(output):
             output = {k: t.clone() for k, t in output.items()} if isinstance(output, dict) else output.clone()
             switch(output)
             return output
 
-        handle = model.get_submodule(layer).register_forward_hook(hook)
-        with torch.no_grad():
-            found = model(pictures)
-        handle.remove()
+        found = replaced(model, layer, pictures, switched)
         return torch.stack([target(f) for target, f in zip(targets, found)])
 
     def targets(self, model, pictures, kind):

@@ -20,7 +20,7 @@ from .visit import unwrap
 from ..layers import first_tensor, input_size, suggest_layer
 from ..smoothing.augment import mirrored_and_scaled
 from ..smoothing.eigen import first_component
-from ..targets.resolve import resolve_targets, total_score
+from ..targets.resolve import first_score, resolve_targets, total_score
 
 # %% ../../nbs/core/cam.ipynb #09
 def weigh(
@@ -81,10 +81,7 @@ class BaseCAM:
         if not aug_smooth: return self.draw(run, **how)
         outputs, heats = self.outputs, [self.draw(run, **how)]
         views = mirrored_and_scaled() if aug_smooth is True else list(aug_smooth)
-        # A CPU is no faster with more than a few pictures at once, and slower where they leave its caches.
-        at_once = max(1, (self.batch_size if first_tensor(input_tensor).device.type != "cpu" else min(self.batch_size, 8)) // run.batch)
-        for some in (views[i:i + at_once] for i in range(0, len(views), at_once)):
-            changed = tree_map_only(Tensor, lambda t: torch.cat([change(t) for change, _ in some]), input_tensor)
+        for some, changed in self._changed(views, input_tensor, run.batch):
             maps = self.draw(self.run(changed, None if run.targets[0] is None else run.targets * len(some)), **how)
             heats += [undo(m) for (_, undo), m in zip(some, maps.split(run.batch))]
         self.outputs = outputs
@@ -150,9 +147,15 @@ class BaseCAM:
         return heat
 
     def _suggest(self, input_tensor, targets, asked):
-        one = targets[:1] if isinstance(targets, (Sequence, Tensor)) else targets
-        score = (lambda output: total_score(resolve_targets(one, output, 1), output)) if asked else None
-        return suggest_layer(self.model, input_tensor, score).module
+        return suggest_layer(self.model, input_tensor, first_score(targets) if asked else None).module
+
+    def _changed(self, views, input_tensor, batch):
+        "The views of a batch in turn, and what they make of the input; as many at once as are useful."
+        # A CPU is no faster with more than a few pictures at once, and slower where they leave its caches.
+        rows = min(self.batch_size, 8) if first_tensor(input_tensor).device.type == "cpu" else self.batch_size
+        at_once = max(1, rows // batch)
+        for some in (views[i:i + at_once] for i in range(0, len(views), at_once)):
+            yield some, tree_map_only(Tensor, lambda t: torch.cat([change(t) for change, _ in some]), input_tensor)
 
     def __enter__(self): return self
 

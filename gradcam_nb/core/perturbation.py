@@ -82,12 +82,13 @@ class PerturbationCAM(BaseCAM):
         asked: Sequence[Sequence],  # `K` questions, each a target for each picture
         pictures: Sequence[int],  # which picture each row is, `n`
         masks: Callable,  # a slice of the rows -> their masks, `rows × spatial`
+        change: Callable = lambda rows, part: rows,  # masked rows, their slice -> what the model is given
     ) -> Tensor:  # `K × n`, float32
         "The scores of masked pictures; the masks are made a batch at a time."
         inputs, scores = run.record.input_tensor, []
         quick = Quick(self.model, inputs[:1] if isinstance(inputs, list) else tree_map_only(Tensor, lambda t: t[:1], inputs), len(pictures) // self.batch_size)
         for part in in_batches(len(pictures), self.batch_size, type(self).__name__, seconds=self.seconds, progress=self.progress):
-            with torch.inference_mode(): scores.append(scores_of(asked, pictures[part], quick(masked(inputs, pictures[part], masks(part)))))
+            with torch.inference_mode(): scores.append(scores_of(asked, pictures[part], quick(change(masked(inputs, pictures[part], masks(part)), part))))
         return torch.cat(scores, 1) if scores else torch.empty(len(asked), 0)
 
     def get_channel_weights(self,
@@ -114,8 +115,11 @@ class PerturbationCAM(BaseCAM):
     ) -> Tensor:  # heat maps, `B × K × spatial`
         "The heat maps of several targets from the same passes."
         run = self.run(input_tensor, targets, many=True)
-        asked, run = run.targets, replace(run, targets=run.targets[0])
+        return self.get_heats(replace(run, targets=run.targets[0]), run.targets, eigen_smooth, fusion).transpose(0, 1)
+
+    def get_heats(self, run: Run, asked: Sequence[Sequence], eigen_smooth: bool = False, fusion: str = "mean") -> Tensor:  # heat maps, `K × B × spatial`
+        "The heat maps of a run, one for each question."
         layers = [self.get_layer_maps(run, call, asked, eigen_smooth) for layer in run.layers for call in run.calls(layer)]
         heats = [finish(maps, run.size, fusion) for maps in zip(*layers)]
         for heat in heats: warn_if_blank(run, heat)
-        return torch.stack(heats, 1)
+        return torch.stack(heats)

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from .many import in_batches
 from .perturbation import scores_of
-from .record import Record, record
+from .record import record
 from .replay import replay
 from .run import Call, Run
 

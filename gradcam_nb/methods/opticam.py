@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..core.cam import combine, weigh
-from ..core.heatmap import resize
+from ..core.heatmap import resize, stretch
 from ..core.many import in_batches
 from ..core.perturbation import PerturbationCAM, masked
 from ..core.record import record
@@ -24,11 +24,6 @@ from ..core.visit import evaluating
 from ..targets.resolve import each_score
 
 # %% ../../nbs/methods/opticam.ipynb #09
-def _stretched(maps):
-    "From each map's minimum to its maximum; zero where they are the same."
-    low, high = (edge.reshape(-1, *[1] * (maps.ndim - 1)) for edge in maps.flatten(1).aminmax(dim=1))
-    return (maps - low) / torch.where(high > low, high - low, 1)
-
 def _alone(run, call, picture):
     "What a layer gives for one picture of the batch, to the last digit as if it had come alone."
     one = masked(run.record.input_tensor, [picture], torch.ones(1, *run.size, device=call.activations.device))
@@ -70,7 +65,7 @@ class OptiCAM(PerturbationCAM):
         inputs = run.record.input_tensor
         A = (_alone(run, call, pictures[0]) if len(pictures) == 1 < run.batch else call.activations[pictures]).clone()
         u = A.new_zeros(A.shape[:2]).requires_grad_()
-        mask = lambda: _stretched(resize(combine(weigh(A, u.softmax(1))), run.size))
+        mask = lambda: stretch(resize(combine(weigh(A, u.softmax(1))), run.size))
         score = lambda masks: each_score(targets, call_model(run.record.model, masked(inputs, pictures, masks))).float()
         with torch.no_grad(): whole = score(A.new_ones(len(A), *run.size)) if self.objective == "difference" else None
         adam = torch.optim.Adam([u], lr=self.lr)

@@ -6,8 +6,6 @@
 __all__ = ['RefineCAM']
 
 # %% ../../nbs/methods/refinecam.ipynb #04
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 
@@ -15,7 +13,7 @@ from ..core.cam import BaseCAM
 from ..core.run import Run
 from ..layers import list_layers, live_layers, suggest_layer
 from .gradcam_plusplus import GradCAMPlusPlus
-from ..targets.resolve import resolve_targets, total_score
+from ..targets.resolve import first_score
 
 # %% ../../nbs/methods/refinecam.ipynb #09
 def _stages(model, input_tensor, score):
@@ -60,8 +58,7 @@ class RefineCAM(BaseCAM):
     def run(self, input_tensor, targets=None, *, many: bool = False) -> Run:
         "Run the model once and keep what the base method draws from, at every layer."
         if self.target_layers is None:
-            one = targets[:1] if isinstance(targets, (Sequence, Tensor)) else targets
-            self.target_layers = _stages(self.model, input_tensor, lambda output: total_score(resolve_targets(one, output, 1), output))
+            self.target_layers = _stages(self.model, input_tensor, first_score(targets))
         self.base.target_layers = self.target_layers
         run = self.base.run(input_tensor, targets, many=many)
         self.outputs = self.base.outputs

@@ -8,7 +8,6 @@ __all__ = ['RandomMasks', 'RISE']
 # %% ../../nbs/methods/rise.ipynb #04
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -117,7 +116,7 @@ class RISE(PerturbationCAM):
         with torch.autocast(weights.device.type, enabled=False):
             return sum(torch.einsum("knb,n...->kb...", weights[:, part], masks[part]) for part in some) / (self.n_masks * self.keep)
 
-    def get_heats(self, run: Run, asked: Sequence[Sequence], eigen_smooth: bool = False) -> Tensor:  # heat maps, `K × B × spatial`
+    def get_heats(self, run: Run, asked: Sequence[Sequence], eigen_smooth: bool = False, fusion: str = "mean") -> Tensor:  # heat maps, `K × B × spatial`
         "What is drawn of the maps."
         if eigen_smooth: raise ValueError(f"eigen_smooth: {type(self).__name__} has no channels to find a component of; leave it out")
         maps = self.get_maps(run, asked).flatten(0, 1)
@@ -128,14 +127,3 @@ class RISE(PerturbationCAM):
         return heats
 
     def draw(self, run: Run, *, eigen_smooth: bool = False, fusion: str = "mean") -> Tensor: return self.get_heats(run, [run.targets], eigen_smooth)[0]
-
-    def many(self,
-        input_tensor,  # as in a call
-        targets: Sequence,  # `K` ints or callables, each one asked of every picture
-        *,
-        eigen_smooth: bool = False,
-        fusion: str = "mean",
-    ) -> Tensor:  # heat maps, `B × K × spatial`
-        "The heat maps of several targets from the same passes."
-        run = self.run(input_tensor, targets, many=True)
-        return self.get_heats(replace(run, targets=run.targets[0]), run.targets, eigen_smooth).transpose(0, 1)

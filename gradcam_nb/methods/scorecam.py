@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..core.heatmap import resize
+from ..core.heatmap import resize, stretch
 from ..core.perturbation import PerturbationCAM
 from ..core.run import Call, Run
 from ..targets.softmax import as_probability
@@ -55,16 +55,13 @@ class ScoreCAM(PerturbationCAM):
         if self.form == "probability": asked = [[as_probability(target) for target in targets] for targets in asked]
         chosen = self.chosen(run, call, asked)
         pictures, channels = chosen.any(0).nonzero(as_tuple=True)
-        vary, shape = self.variation(run, call), (-1, *[1] * len(run.size))
+        vary = self.variation(run, call)
 
         def masks(part):
             rows = torch.arange(part.start, part.stop, device=channels.device)
             seen = rows // self.variants
             seen = resize(call.activations[pictures[seen], channels[seen]], run.size)
-            low, high = seen.flatten(1).aminmax(dim=1)
-            # A difference that rounding has eaten gives a mask of zeros.
-            span = (high - low).clamp(min=torch.finfo(low.dtype).tiny)
-            return vary(seen.sub_(low.view(shape)).div_(span.view(shape)), rows % self.variants)
+            return vary(stretch(seen), rows % self.variants)
 
         answers = self.ask(run, asked, pictures.repeat_interleave(self.variants).tolist(), masks)
         scores = torch.full(chosen.shape, -torch.inf, device=chosen.device)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map, tree_map_only
+from torch.utils._pytree import tree_map
 
 from ..core.cam import BaseCAM
 from ..core.run import Call, Run
@@ -58,9 +58,7 @@ class SmoothGradCAMPlusPlus(BaseCAM):
     def run(self, input_tensor, targets=None, *, many: bool = False) -> Run:
         "Run the picture and its noisy copies."
         plain, batches = super().run(input_tensor, targets, many=many), []
-        at_once = max(1, self.batch_size // len(plain.targets[0] if many else plain.targets))
-        for some in (self.views[i:i + at_once] for i in range(0, len(self.views), at_once)):
-            changed = tree_map_only(Tensor, lambda t: torch.cat([change(t) for change, _ in some]), input_tensor)
+        for some, changed in self._changed(self.views, input_tensor, len(plain.targets[0] if many else plain.targets)):
             asked = [row * len(some) for row in plain.targets] if many else plain.targets * len(some)
             batches.append(super().run(changed, asked, many=many).record.gradients)
         powers = [_mean_power(power, len(self.views), int(many), batches) for power in (1, 2, 3)]

@@ -10,11 +10,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map_only
 
-from ..core.many import in_batches
-from ..core.perturbation import masked, scores_of
-from ..core.quick import Quick
 from ..core.run import Call, Run
 from .scorecam import ScoreCAM
 
@@ -54,10 +50,7 @@ class SSCAM(ScoreCAM):
 
     def ask(self, run: Run, asked, pictures, masks) -> Tensor:
         if self.noise == "mask": return super().ask(run, asked, pictures, masks)
-        inputs, scores = run.record.input_tensor, []
+        inputs = run.record.input_tensor
         if not isinstance(inputs, Tensor): raise TypeError(f"noise: 'input' takes a tensor as input, got a {type(inputs).__name__}; pass noise='mask'")
-        noise, quick = self.noisy(inputs.shape[1:], inputs), Quick(self.model, inputs[:1], len(pictures) // self.batch_size)
-        for part in in_batches(len(pictures), self.batch_size, type(self).__name__, seconds=self.seconds, progress=self.progress):
-            with torch.inference_mode(): rows = masked(inputs, pictures[part], masks(part)) + noise[torch.arange(part.start, part.stop) % self.variants]
-            scores.append(scores_of(asked, pictures[part], quick(rows)))
-        return torch.cat(scores, 1) if scores else torch.empty(len(asked), 0)
+        noise = self.noisy(inputs.shape[1:], inputs)
+        return super().ask(run, asked, pictures, masks, lambda rows, part: rows + noise[torch.arange(part.start, part.stop) % self.variants])

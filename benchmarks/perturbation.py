@@ -1,0 +1,145 @@
+"""The methods that run the model again and again: their time beside the passes that they make, their memory beside one batch."""
+import io
+from contextlib import redirect_stderr
+from functools import partial
+from importlib.util import find_spec
+
+import torch
+
+import gradcam_nb
+from benchmarks.harness import Case
+from benchmarks.network import forward, model_and_input
+from gradcam_nb import AblationCAM, ReciproCAM, ScoreCAM
+
+
+def _some(channels):
+    return lambda t: t[:, :channels]
+
+
+def passes(channels, size):
+    """As many rows as ScoreCAM asks, through the plain model: those of the channels that are not constant."""
+    model, x = model_and_input(1)
+    cam = ScoreCAM(model, model.layer4[-1], _some(channels), progress=False)
+    run = cam.run(x, 5)
+    (call,) = run.calls(model.layer4[-1])
+    rows = x.repeat(int(cam.chosen(run, call, [run.targets]).sum()), 1, 1, 1).split(size)
+
+    def call():
+        with torch.inference_mode():
+            for some in rows:
+                model(some)
+
+    return call
+
+
+def score_cam(channels, size):
+    model, x = model_and_input(1)
+    return partial(ScoreCAM(model, model.layer4[-1], _some(channels), batch_size=size, progress=False), x, 5)
+
+
+def their_score_cam(channels, size):
+    from pytorch_grad_cam import ScoreCAM
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+    model, x = model_and_input(1)
+    cam = ScoreCAM(model=model, target_layers=[model.layer4[-1]], reshape_transform=_some(channels))
+    cam.batch_size = size
+
+    def call():
+        with redirect_stderr(io.StringIO()):
+            cam(x, [ClassifierOutputTarget(5)])
+
+    return call
+
+
+def behind(kind, layer):
+    model, x = model_and_input(1)
+    return partial(kind(model, layer, progress=False), x, 5)
+
+
+def tail_passes():
+    """What AblationCAM at layer4[-2] cannot do without: 2,048 passes of the last block and the head."""
+    model, x = model_and_input(1)
+    stem = torch.nn.Sequential(model.conv1, model.bn1, model.relu, model.maxpool, model.layer1, model.layer2, model.layer3, model.layer4[:2])
+    tail = torch.nn.Sequential(model.layer4[2], model.avgpool, torch.nn.Flatten(), model.fc)
+    with torch.inference_mode():
+        rows = stem(x).repeat(AblationCAM.most_rows, 1, 1, 1)
+
+    def call():
+        with torch.inference_mode():
+            for _ in range(2048 // len(rows)):
+                tail(rows)
+
+    return call
+
+
+def tail_batch(size):
+    """One batch of the last block and the head, behind one pass of the rest."""
+    model, x = model_and_input(1)
+    stem = torch.nn.Sequential(model.conv1, model.bn1, model.relu, model.maxpool, model.layer1, model.layer2, model.layer3, model.layer4[:2])
+    tail = torch.nn.Sequential(model.layer4[2], model.avgpool, torch.nn.Flatten(), model.fc)
+
+    def call():
+        with torch.inference_mode():
+            tail(stem(x).repeat(size, 1, 1, 1))
+
+    return call
+
+
+def masked_batches(name, size, layer="layer4.2", channels=None, **how):
+    model, x = model_and_input(1)
+    transform = None if channels is None else _some(channels)
+    return partial(getattr(gradcam_nb, name)(model, layer, transform, batch_size=size, progress=False, **how), x, 5)
+
+
+def descent():
+    """One picture there and back to its input: what OptiCAM does again and again."""
+    model, x = model_and_input(1)
+
+    def call():
+        torch.autograd.grad(model(x.requires_grad_())[0, 5], x)
+
+    return call
+
+
+def boxes_of(model):
+    """ResNet-50 as a detector of one box: what DRISE needs, at this network's cost."""
+    def ask(x):
+        return [dict(boxes=torch.tensor([[40.0, 40, 180, 180]], device=x.device), labels=s.argmax()[None], scores=s.softmax(0).max()[None]) for s in model(x)]
+
+    return ask
+
+
+def d_rise(size):
+    model, x = model_and_input(1)
+    return partial(gradcam_nb.DRISE(boxes_of(model), n_masks=8 * size, batch_size=size, progress=False), x)
+
+
+def _peak(batch, baseline, *cases):
+    return [Case(group, name, prepare, bound, memory=True) for group in [f"peak memory, {batch}"] for name, prepare, bound in [(batch, baseline, None), *((*case, 1.2) for case in cases)]]
+
+
+PERTURBATION = [
+    Case("AblationCAM, batch 1", "forward", partial(forward, 1)),
+    Case("AblationCAM, batch 1", "AblationCAM, layer4[-1]", partial(behind, AblationCAM, "layer4.2"), 6.0),
+    Case("AblationCAM, batch 1", "ReciproCAM, layer4[-1]", partial(behind, ReciproCAM, "layer4.2"), 3.0),
+    Case("AblationCAM, layer4[-2]", "2,048 tail passes", tail_passes, rounds=3),
+    Case("AblationCAM, layer4[-2]", "AblationCAM, layer4[-2]", partial(behind, AblationCAM, "layer4.1"), 1.15, rounds=3),
+    Case("ScoreCAM, 2,048 channels", "forward, every channel", partial(passes, 2048, 64), rounds=2),
+    Case("ScoreCAM, 2,048 channels", "ScoreCAM", partial(score_cam, 2048, 64), 0.8, rounds=2),
+    *([Case("ScoreCAM, 2,048 channels", "PyPI grad-cam: ScoreCAM", partial(their_score_cam, 2048, 64), rounds=2)] if find_spec("pytorch_grad_cam") else []),
+    *_peak("one batch of 64", partial(forward, 64),
+           ("ScoreCAM", partial(masked_batches, "ScoreCAM", 64, channels=512)),
+           ("SSCAM", partial(masked_batches, "SSCAM", 64, channels=128, samples=4)),
+           ("SSCAM, noise on the input", partial(masked_batches, "SSCAM", 64, channels=128, samples=4, noise="input")),
+           ("ISCAM", partial(masked_batches, "ISCAM", 64, channels=128, steps=4)),
+           ("GScoreCAM", partial(masked_batches, "GScoreCAM", 64, k=512)),
+           ("RISE", partial(masked_batches, "RISE", 64, n_masks=512)),
+           ("DRISE", partial(d_rise, 64))),
+    *_peak("one tail batch of 64", partial(tail_batch, 64),
+           ("AblationCAM, layer4[-1]", partial(masked_batches, "AblationCAM", 64)),
+           ("AblationCAM, layer4[-2]", partial(masked_batches, "AblationCAM", 64, "layer4.1")),
+           ("ReciproCAM, layer4[-1]", partial(masked_batches, "ReciproCAM", 49)),
+           ("ReciproCAM, layer4[-2]", partial(masked_batches, "ReciproCAM", 49, "layer4.1"))),
+    *_peak("one picture there and back", descent, ("OptiCAM", partial(masked_batches, "OptiCAM", 1, iterations=10))),
+]
