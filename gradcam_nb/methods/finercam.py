@@ -10,12 +10,12 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map_only
 
 from ..core.cam import BaseCAM
 from ..core.run import Run
 from .gradcam import GradCAM
 from ..targets.classifier import ClassifierOutputTarget
+from ..targets.part import picture_scores
 from ..targets.resolve import class_scores
 
 # %% ../../nbs/methods/finercam.ipynb #09
@@ -39,6 +39,7 @@ class FinerTarget:
         "The class and the classes to compare with, as they are on this picture."
         target = self.category or ClassifierOutputTarget(scores.argmax())
         distance = (scores - target(scores)).detach().abs()
+        if target.category is None: raise ValueError(f"targets: FinerCAM compares a class with others, and {target} names none; pass a class index, or None for the top class")
         distance[target.category] = torch.inf
         if hasattr(self.comparisons, "__iter__"): others = [int(c) for c in self.comparisons if int(c) != target.category]
         else: others = distance.topk(min(self.comparisons, len(scores) - 1), largest=False).indices.tolist()
@@ -48,7 +49,7 @@ class FinerTarget:
     def __call__(self,
         output,  # one picture's output: class scores, or what holds them
     ) -> Tensor:  # the difference of scores
-        scores = class_scores(tree_map_only(Tensor, lambda t: t[None], output))[0]
+        scores = picture_scores(output)
         one = self.settled(scores)
         others = scores[one.comparisons]
         weights = others.softmax(0) if self.weighting == "softmax" else torch.full_like(others, 1 / len(others))

@@ -21,6 +21,7 @@ class ClassifierOutputTarget:
     def __call__(self,
         output: Tensor,  # one picture's class scores, `K`, or `… × K`
     ) -> Tensor:  # the score of the class
+        if not output.ndim: raise ValueError("target: the model gives a single number for a picture and no class scores; pass BinaryClassifierOutputTarget or RegressionOutputTarget")
         classes = output.shape[-1]
         if not 0 <= self.category < classes:
             raise ValueError(f"target: class {self.category} of a model with {classes} classes; pass 0 to {classes - 1}")

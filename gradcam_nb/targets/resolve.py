@@ -7,28 +7,41 @@ __all__ = ['class_scores', 'resolve_targets', 'each_score', 'total_score', 'firs
 
 # %% ../../nbs/targets/resolve.ipynb #03
 from collections.abc import Callable, Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 
 from .classifier import ClassifierOutputTarget
 
 # %% ../../nbs/targets/resolve.ipynb #08
+def _scores_in(output):
+    "What holds the class scores in a model's output, of whatever shape."
+    if isinstance(output, Mapping): return next((output[key] for key in ("logits", "out", "logits_per_image") if key in output), output)
+    if isinstance(output, Sequence) and not isinstance(output, str) and len(output): return output[0]
+    return getattr(output, "logits", output)
+
+def _refuse(output, scores):
+    what = f"a tensor of shape {tuple(scores.shape)}" if isinstance(scores, Tensor) else type(output).__name__
+    raise ValueError(f"targets: this model's output is no list of class scores (it is {what}); pass a target that picks a number from it{_such_as(scores)}")
+
+def _such_as(scores):
+    if isinstance(scores, Tensor) and scores.ndim == 4: return ", such as SemanticSegmentationTarget"
+    if isinstance(scores, Mapping) and "boxes" in scores: return ", such as DetectionTarget, or BoxTarget with the detector BeforeSuppression"
+    return ""
+
+# %% ../../nbs/targets/resolve.ipynb #09
 def class_scores(
     output: Any,  # a model's output: a tensor, a tuple, a dict or an object with `.logits`
 ) -> Tensor:  # the class scores, `B × K`
     "Where the class scores are in a model's output."
-    if isinstance(output, Mapping): scores = output.get("logits", output.get("out"))
-    elif isinstance(output, Sequence) and not isinstance(output, str) and len(output): scores = output[0]
-    else: scores = getattr(output, "logits", output)
-    if not isinstance(scores, Tensor) or scores.ndim != 2:
-        what = f"a tensor of shape {tuple(scores.shape)}" if isinstance(scores, Tensor) else type(output).__name__
-        raise ValueError(f"targets: this model's output is no list of class scores (it is {what}); pass a target that picks a number from it")
+    scores = _scores_in(output)
+    if not isinstance(scores, Tensor) or scores.ndim != 2: _refuse(output, scores)
     return scores
 
-# %% ../../nbs/targets/resolve.ipynb #09
+# %% ../../nbs/targets/resolve.ipynb #10
 def resolve_targets(
     targets,  # None, an int, ints, a callable, or callables
     output: Any,  # the model's output
@@ -44,18 +57,24 @@ def resolve_targets(
     if len(targets) != batch: raise ValueError(f"targets: got {len(targets)} for {batch} pictures; pass one, or one for each picture")
     return targets
 
-# %% ../../nbs/targets/resolve.ipynb #10
+# %% ../../nbs/targets/resolve.ipynb #11
 def _target(target):
     if callable(target): return target
     try: return ClassifierOutputTarget(target.__index__())
     except AttributeError: raise TypeError(f"targets: got a {type(target).__name__}; pass an int, a callable, or a list of them") from None
 
-def _for_one(target, output, i):
-    "What the target of picture `i` is given."
+def _for_one(target, output, i, batch):
+    "What the target of picture `i` is given; what has no row for each picture stays whole."
     if isinstance(target, ClassifierOutputTarget) and not isinstance(output, Tensor): return class_scores(output)[i]
-    return output[i] if isinstance(output, list) else tree_map_only(Tensor, lambda t: t[i] if t.ndim else t, output)
+    def one(t): return t[i] if t.ndim and len(t) == batch else t
 
-# %% ../../nbs/targets/resolve.ipynb #11
+    if isinstance(output, list) and len(output) == batch: return output[i]
+    leaves, structure = tree_flatten(output)
+    # An object that is no known container, such as a namespace with `.logits`.
+    if structure.is_leaf() and hasattr(output, "__dict__") and not isinstance(output, Tensor): return SimpleNamespace(**tree_map_only(Tensor, one, vars(output)))
+    return tree_unflatten([one(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves], structure)
+
+# %% ../../nbs/targets/resolve.ipynb #12
 def each_score(
     targets: Sequence[Callable],  # a target for each picture
     output: Any,  # the model's output
@@ -66,9 +85,9 @@ def each_score(
         if 0 <= min(wanted) <= max(wanted) < output.shape[1]: return output[range(len(wanted)), wanted]
     scores = []
     for i, target in enumerate(targets):
-        score = target(_for_one(target, output, i))
+        score = target(_for_one(target, output, i, len(targets)))
         if not isinstance(score, Tensor): raise TypeError(f"target: {target} gave a {type(score).__name__}; return a tensor of one element")
-        if score.numel() != 1: raise ValueError(f"target: {target} gave shape {tuple(score.shape)}; return a tensor of one element")
+        if score.numel() != 1: raise ValueError(f"target: {target} gave shape {tuple(score.shape)}; return a tensor of one element{_such_as(output)}")
         scores.append(score.reshape(()))
     return torch.stack(scores)
 
