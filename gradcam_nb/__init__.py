@@ -54,20 +54,31 @@ from .reshape.pick import pick_reshape
 from .reshape.vit import vit_reshape_transform
 from .smoothing.augment import mirrored_and_scaled
 from .smoothing.noise import noisy
+from .targets.binary import BinaryClassifierOutputTarget
 from .targets.classifier import ClassifierOutputTarget
+from .targets.contrast import ContrastTarget
 from .targets.detection import DetectionTarget
+from .targets.finer_weighted import FinerWeightedTarget
+from .targets.multi_label import MultiLabelOutputTarget
+from .targets.part import OutputPartTarget
+from .targets.raw import RawScoresOutputTarget
+from .targets.regression import RegressionOutputTarget
 from .targets.rest import ClassifierOutputReST
-from .targets.softmax import ClassifierOutputSoftmaxTarget
+from .targets.segmentation import SemanticSegmentationTarget
+from .targets.softmax import ClassifierOutputSoftmaxTarget, SoftmaxOutputTarget
 
 __all__ = [
-    "AblationCAM", "AttentionRelevance", "AttentionRollout", "BaseCAM", "CAM", "channels_last_reshape_transform",
-    "ClassifierOutputReST", "ClassifierOutputSoftmaxTarget", "ClassifierOutputTarget", "compare",
-    "DeepFeatureFactorization", "deprocess_image", "DetectionTarget", "DRISE", "EigenCAM", "EigenGradCAM",
-    "explain", "Explanation", "FEM", "FinerCAM", "FullGrad", "GradCAM", "GradCAMElementWise", "GradCAMPlusPlus",
-    "GradECLIP", "grid", "GScoreCAM", "GuidedBackpropReLUModel", "GuidedGradCAM", "HiResCAM", "ISCAM", "KPCA_CAM",
-    "LayerCAM", "LeGrad", "list_layers", "list_methods", "load_model", "mirrored_and_scaled", "noisy", "OptiCAM",
-    "overlay", "pick_reshape", "Preprocess", "preprocess_for", "preprocess_image", "RandomCAM", "read_image",
-    "ReciproCAM", "Record", "record", "RefineCAM", "replay", "RISE", "run_dff_on_image", "ScoreCAM", "SegEigenCAM",
-    "ShapleyCAM", "show_cam_on_image", "show_factorization_on_image", "SmoothGradCAMPlusPlus", "Sobel", "SSCAM",
-    "suggest_layer", "to_boxes", "to_mask", "vit_reshape_transform", "XGradCAM",
+    "AblationCAM", "AttentionRelevance", "AttentionRollout", "BaseCAM", "BinaryClassifierOutputTarget", "CAM",
+    "channels_last_reshape_transform", "ClassifierOutputReST", "ClassifierOutputSoftmaxTarget",
+    "ClassifierOutputTarget", "compare", "ContrastTarget", "DeepFeatureFactorization", "deprocess_image",
+    "DetectionTarget", "DRISE", "EigenCAM", "EigenGradCAM", "explain", "Explanation", "FEM", "FinerCAM",
+    "FinerWeightedTarget", "FullGrad", "GradCAM", "GradCAMElementWise", "GradCAMPlusPlus", "GradECLIP", "grid",
+    "GScoreCAM", "GuidedBackpropReLUModel", "GuidedGradCAM", "HiResCAM", "ISCAM", "KPCA_CAM", "LayerCAM", "LeGrad",
+    "list_layers", "list_methods", "load_model", "mirrored_and_scaled", "MultiLabelOutputTarget", "noisy",
+    "OptiCAM", "OutputPartTarget", "overlay", "pick_reshape", "Preprocess", "preprocess_for", "preprocess_image",
+    "RandomCAM", "RawScoresOutputTarget", "read_image", "ReciproCAM", "Record", "record", "RefineCAM",
+    "RegressionOutputTarget", "replay", "RISE", "run_dff_on_image", "ScoreCAM", "SegEigenCAM",
+    "SemanticSegmentationTarget", "ShapleyCAM", "show_cam_on_image", "show_factorization_on_image",
+    "SmoothGradCAMPlusPlus", "Sobel", "SoftmaxOutputTarget", "SSCAM", "suggest_layer", "to_boxes", "to_mask",
+    "vit_reshape_transform", "XGradCAM",
 ]

@@ -171,7 +171,7 @@ def explain(
     preprocess=None,  # a `Preprocess`; left out: the model's own
     device=None,  # where to run; left out: where the model is
     upscale: bool = False,  # accept a picture smaller than the network takes
-    **how,  # `aug_smooth`, `eigen_smooth`, `fusion`: as for the method's call
+    **how,  # `aug_smooth`, `eigen_smooth`, `fusion` (not "none"): as for the method's call
 ) -> Explanation:
     "What the model saw in the picture, and where. Raises `ValueError` or `TypeError` for what it cannot explain; the model is left as it was."
     picture, method = read_picture(image), find_method(method)
@@ -180,6 +180,7 @@ def explain(
     else: raise ValueError("arch, device: they go with a model by name; pass your own model as it is, where it is")
     preprocess = preprocess or preprocess_for(network)
     if not upscale: _large_enough(picture, preprocess)
+    if how.get("fusion") == "none": raise ValueError("fusion: got 'none', but an explanation has one map; pass 'mean', 'max' or 'product', or call the method itself")
     where = next(network.parameters(), torch.empty(0))
     cam = method(network, layer)
     wanted = target if target is None or callable(target) else _Named(target, network)

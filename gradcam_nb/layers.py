@@ -32,9 +32,17 @@ class Layer:
     def kind(self): return type(self.module).__name__
 
     @property
+    def laid(self):
+        "Its shape on the picture, `(1, C, *spatial)`; None if it has no places."
+        return tuple(self.reshape(torch.empty(self.shape, device="meta")).shape) if self.reshape else None
+
+    @property
+    def channels(self): return self.laid and self.laid[1]
+
+    @property
     def grid(self):
         "Places: rows and columns (or their like in one or three dimensions); None if there are none."
-        return tuple(self.reshape(torch.empty(self.shape, device="meta")).shape[2:]) if self.reshape else None
+        return self.laid and self.laid[2:]
 
 # %% ../nbs/layers.ipynb #09
 def input_size(
@@ -54,12 +62,8 @@ def _one(input_tensor):
 def first_tensor(output):
     return next((t for t in tree_leaves(output) if isinstance(t, Tensor)), None)
 
-# %% ../nbs/layers.ipynb #11
-def list_layers(
-    model: nn.Module,  # left as it was found
-    input_tensor,  # what the model is given; one picture of it is looked at
-) -> list[Layer]:  # in the order in which they finish: a block stands behind its parts
-    "The layers of a model that run, in execution order, with names and shapes."
+def _look(model, input_tensor):
+    "The layers of a model, and what it answers to the first picture."
     model, size, seen = unwrap(model), input_size(input_tensor), {}
 
     def note(module, forward, args, kwargs):
@@ -69,9 +73,17 @@ def list_layers(
         seen[module] = tuple(first.shape) if first is not None else ()
         return output
 
-    with torch.no_grad(), evaluating(model), intercepting(model, note): call_model(model, _one(input_tensor))
+    with torch.no_grad(), evaluating(model), intercepting(model, note): output = call_model(model, _one(input_tensor))
     names = {module: name for name, module in model.named_modules()}
-    return [Layer(names[m], m, shape, pick_reshape(shape, size)) for m, shape in seen.items() if m is not model]
+    return [Layer(names[m], m, shape, pick_reshape(shape, size, 1)) for m, shape in seen.items() if m is not model], output
+
+# %% ../nbs/layers.ipynb #11
+def list_layers(
+    model: nn.Module,  # left as it was found
+    input_tensor,  # what the model is given; one picture of it is looked at
+) -> list[Layer]:  # in the order in which they finish: a block stands behind its parts
+    "The layers of a model that run, in execution order, with names and shapes."
+    return _look(model, input_tensor)[0]
 
 # %% ../nbs/layers.ipynb #14
 _SILENT = (nn.Identity, nn.Dropout, nn.Flatten)
@@ -92,6 +104,13 @@ def _top_score(output):
     return first.max()
 
 # %% ../nbs/layers.ipynb #16
+def _before_drawing(layers, output, dimensions):
+    "Where the answer has places itself: the layers up to the last of the widest on the coarsest grid, for behind them it is only drawn."
+    answer = first_tensor(output)
+    if not layers or isinstance(output, list) or answer is None or answer.ndim != dimensions + 2 or answer[0, 0].numel() < 2: return layers
+    def rank(i): return -torch.Size(layers[i].grid).numel(), layers[i].channels, i
+    return layers[:1 + max(range(len(layers)), key=rank)]
+
 def live_layers(
     model: nn.Module,  # left as it was found
     layers: list[Layer],  # from `list_layers`
@@ -110,7 +129,8 @@ def suggest_layer(
     score: Callable | None = None,  # the model's output -> a scalar; left out: the highest number of the output
 ) -> Layer:  # the last layer with places and a gradient
     "The layer to explain with: the last one that still has places, and is alive."
-    able = [layer for layer in list_layers(model, input_tensor) if _may_serve(layer)]
+    layers, output = _look(model, input_tensor)
+    able = _before_drawing([layer for layer in layers if _may_serve(layer)], output, len(input_size(input_tensor)))
     for end in range(len(able), 0, -12):
         if live := live_layers(model, able[max(end - 12, 0):end], input_tensor, score): return live[-1]
     raise ValueError(f"target_layers: no layer of {type(unwrap(model)).__name__} has places on the picture and a gradient; pass target_layers and a reshape_transform")

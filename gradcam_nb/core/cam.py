@@ -40,8 +40,8 @@ def combine(
 def finish(
     maps: Sequence[Tensor],  # raw maps, each `B × spatial` of its layer
     size: Sequence[int],  # the input's spatial size
-    fusion: str,  # "mean", "max" or "product"
-) -> Tensor:  # heat maps, `B × size`
+    fusion: str,  # "mean", "max", "product" or "none"
+) -> Tensor:  # heat maps, `B × size`; `B × n × size` for "none"
     "The end of the road: positive, resized, normalised, fused."
     return fuse([normalize(resize(positive(m), size)) for m in maps], fusion)
 
@@ -73,7 +73,7 @@ class BaseCAM:
         *,
         aug_smooth=False,  # also explain changed copies and take the mean: True, or views `(change, undo)` of your own
         eigen_smooth: bool = False,  # the first principal component of the weighted channels in place of their sum
-        fusion: str = "mean",  # how the maps of several layers become one: "mean", "max" or "product"
+        fusion: str = "mean",  # how the maps of several layers, or calls of one, become one: "mean", "max" or "product"; "none": `B × n × spatial`, each for itself
     ) -> Tensor:  # heat maps, `B × spatial` of the input, float32, in [0, 1], on the input's device
         "The heat map of each picture."
         how = dict(eigen_smooth=eigen_smooth, fusion=fusion)
@@ -85,7 +85,8 @@ class BaseCAM:
             maps = self.draw(self.run(changed, None if run.targets[0] is None else run.targets * len(some)), **how)
             heats += [undo(m) for (_, undo), m in zip(some, maps.split(run.batch))]
         self.outputs = outputs
-        return normalize(torch.stack(heats).mean(0))
+        mean = torch.stack(heats).mean(0)
+        return normalize(mean.flatten(0, -1 - len(run.size))).view_as(mean)
 
     def many(self,
         input_tensor,  # as in a call

@@ -15,7 +15,8 @@ from torch.utils._pytree import tree_leaves
 
 from .record import Record
 from ..layers import first_tensor, suggest_layer
-from ..reshape.pick import as_it_is, pick_reshape
+from ..reshape.fpn import fpn_reshape_transform, is_pyramid
+from ..reshape.pick import as_it_is, pick_reshape, why_no_reshape
 from ..targets.resolve import total_score
 
 # %% ../../nbs/core/run.ipynb #05
@@ -43,12 +44,13 @@ class Run:
     def lay(self, layer, output):
         "A layer's output (or its gradient) on the picture: `B × C × spatial`, float32; whole numbers stay whole."
         if self.reshape_transform: laid = self.reshape_transform(output)
+        elif is_pyramid(output, len(self.size)): laid = fpn_reshape_transform(output)
         else:
             output = first_tensor(output)
             shape = () if output is None else tuple(output.shape)
-            transform = pick_reshape(shape, self.size) or (as_it_is if len(shape) == len(self.size) + 2 else None)
+            transform = pick_reshape(shape, self.size, self.batch) or (as_it_is if len(shape) == len(self.size) + 2 and shape[0] == self.batch else None)
             if transform is None:
-                raise ValueError(f"target_layers: {self.name(layer)!r} gives shape {shape}, which has no places on an input of {self.size}; {self.advice()}")
+                raise ValueError(f"target_layers: {self.name(layer)!r} does not serve: {why_no_reshape(shape, self.size, self.batch)}; {self.advice()}")
             laid = transform(output)
         if not isinstance(laid, Tensor) or laid.ndim < 3 or laid.shape[0] != self.batch:
             shape = tuple(laid.shape) if isinstance(laid, Tensor) else type(laid).__name__
@@ -77,7 +79,9 @@ def check_input(
         if isinstance(t, Tensor) and t.is_floating_point() and not t.isfinite().all():
             raise ValueError("input_tensor: has NaN or infinite values; look at how the picture was read and normalised")
     if first_tensor(input_tensor) is None: raise TypeError(f"input_tensor: expected a tensor, or a tuple, dict or list of tensors, got {type(input_tensor).__name__}")
-    return len(input_tensor) if isinstance(input_tensor, list) else first_tensor(input_tensor).shape[0]
+    if not isinstance(input_tensor, list): return first_tensor(input_tensor).shape[0]
+    if len({t.shape for t in input_tensor}) > 1: raise ValueError("input_tensor: the pictures of the list differ in size, and their maps would not lie on each other; call once for each picture")
+    return len(input_tensor)
 
 # %% ../../nbs/core/run.ipynb #09
 def warn_if_blank(

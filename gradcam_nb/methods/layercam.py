@@ -37,7 +37,7 @@ class LayerCAM(BaseCAM):
 
     def draw(self, run: Run, *, eigen_smooth: bool = False, fusion: str = "mean") -> Tensor:
         "The heat maps of a run, those of the finer layers scaled."
-        if len(run.layers) == 1: return super().draw(run, eigen_smooth=eigen_smooth, fusion=fusion)
+        if len(run.layers) == 1 or fusion == "none": return super().draw(run, eigen_smooth=eigen_smooth, fusion=fusion)
         draw, places = super().draw, [next(run.calls(layer)).activations[0, 0].numel() for layer in run.layers]
         heats = [draw(replace(run, layers=[layer]), eigen_smooth=eigen_smooth, fusion=fusion) for layer in run.layers]
         return fuse([scale(h) if n > min(places) else h for h, n in zip(heats, places)], fusion)
