@@ -50,8 +50,13 @@ from .methods.sscam import SSCAM
 from .methods.xgradcam import XGradCAM
 from .models import load_model
 from .reshape.channels_last import channels_last_reshape_transform
+from .reshape.fpn import fpn_reshape_transform
 from .reshape.pick import pick_reshape
+from .reshape.sequence_first import sequence_first_reshape_transform
+from .reshape.signal import signal_reshape_transform
+from .reshape.swin import swin_reshape_transform
 from .reshape.vit import vit_reshape_transform
+from .reshape.volume_tokens import volume_tokens_reshape_transform
 from .smoothing.augment import mirrored_and_scaled
 from .smoothing.noise import noisy
 from .targets.binary import BinaryClassifierOutputTarget
@@ -72,13 +77,14 @@ __all__ = [
     "channels_last_reshape_transform", "ClassifierOutputReST", "ClassifierOutputSoftmaxTarget",
     "ClassifierOutputTarget", "compare", "ContrastTarget", "DeepFeatureFactorization", "deprocess_image",
     "DetectionTarget", "DRISE", "EigenCAM", "EigenGradCAM", "explain", "Explanation", "FEM", "FinerCAM",
-    "FinerWeightedTarget", "FullGrad", "GradCAM", "GradCAMElementWise", "GradCAMPlusPlus", "GradECLIP", "grid",
-    "GScoreCAM", "GuidedBackpropReLUModel", "GuidedGradCAM", "HiResCAM", "ISCAM", "KPCA_CAM", "LayerCAM", "LeGrad",
-    "list_layers", "list_methods", "load_model", "mirrored_and_scaled", "MultiLabelOutputTarget", "noisy",
-    "OptiCAM", "OutputPartTarget", "overlay", "pick_reshape", "Preprocess", "preprocess_for", "preprocess_image",
-    "RandomCAM", "RawScoresOutputTarget", "read_image", "ReciproCAM", "Record", "record", "RefineCAM",
-    "RegressionOutputTarget", "replay", "RISE", "run_dff_on_image", "ScoreCAM", "SegEigenCAM",
-    "SemanticSegmentationTarget", "ShapleyCAM", "show_cam_on_image", "show_factorization_on_image",
-    "SmoothGradCAMPlusPlus", "Sobel", "SoftmaxOutputTarget", "SSCAM", "suggest_layer", "to_boxes", "to_mask",
-    "vit_reshape_transform", "XGradCAM",
+    "FinerWeightedTarget", "fpn_reshape_transform", "FullGrad", "GradCAM", "GradCAMElementWise", "GradCAMPlusPlus",
+    "GradECLIP", "grid", "GScoreCAM", "GuidedBackpropReLUModel", "GuidedGradCAM", "HiResCAM", "ISCAM", "KPCA_CAM",
+    "LayerCAM", "LeGrad", "list_layers", "list_methods", "load_model", "mirrored_and_scaled",
+    "MultiLabelOutputTarget", "noisy", "OptiCAM", "OutputPartTarget", "overlay", "pick_reshape", "Preprocess",
+    "preprocess_for", "preprocess_image", "RandomCAM", "RawScoresOutputTarget", "read_image", "ReciproCAM",
+    "Record", "record", "RefineCAM", "RegressionOutputTarget", "replay", "RISE", "run_dff_on_image", "ScoreCAM",
+    "SegEigenCAM", "SemanticSegmentationTarget", "sequence_first_reshape_transform", "ShapleyCAM",
+    "show_cam_on_image", "show_factorization_on_image", "signal_reshape_transform", "SmoothGradCAMPlusPlus",
+    "Sobel", "SoftmaxOutputTarget", "SSCAM", "suggest_layer", "swin_reshape_transform", "to_boxes", "to_mask",
+    "vit_reshape_transform", "volume_tokens_reshape_transform", "XGradCAM",
 ]

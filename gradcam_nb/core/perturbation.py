@@ -19,7 +19,7 @@ from .cam import BaseCAM, combine, finish, weigh
 from .many import batch_that_fits, bytes_of, in_batches
 from .quick import Quick
 from .run import Call, Run, warn_if_blank
-from ..layers import first_tensor, list_layers
+from ..layers import first_tensor, is_film, list_layers
 from ..targets.resolve import each_score
 
 # %% ../../nbs/core/perturbation.ipynb #08
@@ -32,6 +32,7 @@ def masked(
     def rows(t):
         if not t.ndim: return t
         t = t[pictures]  # a copy, so it can be masked in place
+        if is_film(t): return t.mul_(masks[:, :, None].to(t))
         return t.mul_(masks[:, None].to(t)) if tuple(t.shape[2:]) == tuple(masks.shape[1:]) else t
 
     if isinstance(inputs, list): return [inputs[picture] * mask.to(inputs[picture]) for picture, mask in zip(pictures, masks)]

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from .many import in_batches
 from .perturbation import scores_of
@@ -20,6 +20,12 @@ from .replay import replay
 from .run import Call, Run
 
 # %% ../../nbs/core/variants.ipynb #08
+def _pictures_first(run, call):
+    shapes = {tuple(t.shape) for t in tree_leaves(run.record.activations[call.layer][call.index]) if isinstance(t, Tensor)}
+    if any(shape[:1] != (run.batch,) for shape in shapes):
+        raise ValueError(f"target_layers: {run.name(call.layer)!r} gives {', '.join(map(str, sorted(shapes)))}, not with the {run.batch} pictures in front, and its parts cannot be exchanged; name a layer that does")
+
+# %% ../../nbs/core/variants.ipynb #09
 def elements(
     run: Run,
     call: Call,  # one call of a layer
@@ -52,7 +58,7 @@ def channel_elements(
     longest = max(map(len, each))
     return torch.stack([index[torch.arange(longest, device=index.device) % len(index)] for index in each])
 
-# %% ../../nbs/core/variants.ipynb #10
+# %% ../../nbs/core/variants.ipynb #11
 def _taped(run, layer):
     "The run with what `replay` needs for this layer."
     if run.record.tape is not None and run.record.tape.layer is layer: return run.record
@@ -63,7 +69,7 @@ def _whole(rows, values, structure):
     sizes = [v[0].numel() for v in values]
     return tree_unflatten([part.reshape(-1, *v.shape[1:]) for part, v in zip(rows.split(sizes, 1), values)], structure)
 
-# %% ../../nbs/core/variants.ipynb #11
+# %% ../../nbs/core/variants.ipynb #12
 def scores_behind(
     run: Run,
     call: Call,  # one call of a layer

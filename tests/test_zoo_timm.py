@@ -1,0 +1,12 @@
+"""Families of timm's classifiers: nothing told, see zoo.py."""
+import timm
+import zoo
+
+
+def test_nearly_all_work_and_the_book_says_which():
+    zoo.check("timm")
+
+
+def test_there_are_many_families():
+    known = [timm.model_entrypoint(name).__module__ for name, _, _ in zoo.TIMM.values() if timm.is_model(name)]
+    assert len(known) == len(set(known)) >= 60

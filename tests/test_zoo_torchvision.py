@@ -1,0 +1,13 @@
+"""Every family of torchvision's classifiers: nothing told, see zoo.py."""
+import torchvision
+import zoo
+from torchvision.models import get_model_builder, list_models
+
+
+def test_nearly_all_work_and_the_book_says_which():
+    zoo.check("torchvision")
+
+
+def test_no_family_is_missing():
+    modules = {get_model_builder(name).__module__ for name in list_models(module=torchvision.models)}
+    assert modules == {get_model_builder(name).__module__ for name, _, _ in zoo.TORCHVISION.values()}
