@@ -180,7 +180,7 @@ def explain(
     else: raise ValueError("arch, device: they go with a model by name; pass your own model as it is, where it is")
     preprocess = preprocess or preprocess_for(network)
     if not upscale: _large_enough(picture, preprocess)
-    if how.get("fusion") == "none": raise ValueError("fusion: got 'none', but an explanation has one map; pass 'mean', 'max' or 'product', or call the method itself")
+    if how.get("fusion") == "none": raise ValueError("fusion: got 'none', but an explanation has one map; pass 'mean', 'max', 'product' or 'sum', or call the method itself")
     where = next(network.parameters(), torch.empty(0))
     cam = method(network, layer)
     wanted = target if target is None or callable(target) else _Named(target, network)

@@ -84,7 +84,9 @@ def _look(model, input_tensor):
             if not isinstance(module, ScriptModule): hooks.callback(module.register_forward_hook(note).remove)
         output = call_model(model, _one(input_tensor))
     names = {module: name for name, module in model.named_modules()}
-    return [Layer(names[m], m, shape, pick_reshape(shape, size, 1)) for m, shape in seen.items() if m is not model], output
+    # A detector may bring its pictures to a shape of its own.
+    def lay(shape): return pick_reshape(shape, size, 1) or (as_it_is if isinstance(input_tensor, list) and len(shape) == 4 and shape[0] == 1 else None)
+    return [Layer(names[m], m, shape, lay(shape)) for m, shape in seen.items() if m is not model], output
 
 # %% ../nbs/layers.ipynb #12
 def list_layers(
@@ -131,7 +133,8 @@ def live_layers(
 ) -> list[Layer]:  # those at whose places the score has a gradient
     "The layers whose places the score depends on, from one run."
     r = record(model, [layer.module for layer in layers], _one(input_tensor), score or _top_score)
-    def alive(layer): return any(layer.reshape(first_tensor(gradient)).any() for gradient in r.gradients[layer.module] if first_tensor(gradient).shape == layer.shape)
+    # A gradient at one place alone is a detector's head: a spot where the box stands, and no picture.
+    def alive(layer): return any(layer.reshape(first_tensor(gradient)).any(1).sum() > 1 for gradient in r.gradients[layer.module] if first_tensor(gradient).shape == layer.shape)
     return [layer for layer in layers if alive(layer)]
 
 # %% ../nbs/layers.ipynb #19

@@ -18,6 +18,8 @@ from gradcam_nb.methods.ablationcam import AblationCAM
 from gradcam_nb.methods.shapleycam import ShapleyCAM
 from gradcam_nb.samples.networks import load
 from gradcam_nb.samples.scenes import TEST, scenes
+from gradcam_nb.targets.resolve import each_score
+from gradcam_nb.targets.rest import ClassifierOutputReST
 
 
 @pytest.fixture(scope="module")
@@ -277,6 +279,23 @@ def test_16_finercam_offers_both_weightings(seen):
         plain, likelier = (FinerCAM(model, comparisons=o, **how)(one, c) for how in ({}, dict(weighting="softmax")))
         assert torch.allclose(plain, cam(one, paper[i]), atol=1e-5) and torch.allclose(likelier, cam(one, weighed[i]), atol=1e-5)
         assert not torch.allclose(plain, likelier, atol=1e-2)
+
+
+def test_17_a_picture_does_not_change_anothers_rest(seen):
+    """The residual softmax is each picture's own: no mean over the batch, whatever else is in it."""
+    model, x, target = seen
+    targets = [ClassifierOutputReST(int(c)) for c in target]
+    together = each_score(targets, model(x))
+    for i, one in enumerate(targets):
+        alone = each_score([one], model(x[[i]]))
+        y = model(x[[i]])[0]
+        torch.testing.assert_close(alone[0], y[target[i]] + y.log_softmax(0)[target[i]])
+        torch.testing.assert_close(together[[i]], alone, rtol=1e-4, atol=1e-4)
+        mixed = each_score([one, targets[0]], torch.cat([model(x[[i]]), 100 * model(x[[0]])]))
+        torch.testing.assert_close(mixed[0], alone[0])
+
+
+# 18, the pyramid's `abs`: test_reshape.py.
 
 
 def test_19_the_factorization_overlay_changes_nothing(monkeypatch):

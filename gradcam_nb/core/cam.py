@@ -40,10 +40,11 @@ def combine(
 def finish(
     maps: Sequence[Tensor],  # raw maps, each `B × spatial` of its layer
     size: Sequence[int],  # the input's spatial size
-    fusion: str,  # "mean", "max", "product" or "none"
+    fusion: str,  # "mean", "max", "product", "sum" or "none"
 ) -> Tensor:  # heat maps, `B × size`; `B × n × size` for "none"
-    "The end of the road: positive, resized, normalised, fused."
-    return fuse([normalize(resize(positive(m), size)) for m in maps], fusion)
+    "The end of the road: positive, resized, normalised, fused; a sum is not normalised before."
+    maps = [resize(positive(m), size) for m in maps]
+    return fuse(maps if fusion == "sum" else [normalize(m) for m in maps], fusion)
 
 # %% ../../nbs/core/cam.ipynb #10
 class BaseCAM:
@@ -73,7 +74,7 @@ class BaseCAM:
         *,
         aug_smooth=False,  # also explain changed copies and take the mean: True, or views `(change, undo)` of your own
         eigen_smooth: bool = False,  # the first principal component of the weighted channels in place of their sum
-        fusion: str = "mean",  # how the maps of several layers, or calls of one, become one: "mean", "max" or "product"; "none": `B × n × spatial`, each for itself
+        fusion: str = "mean",  # how the maps of several layers, or calls of one, become one: "mean", "max", "product"; "sum": as they are, not each divided by its maximum before; "none": `B × n × spatial`, each for itself
     ) -> Tensor:  # heat maps, `B × spatial` of the input, float32, in [0, 1], on the input's device
         "The heat map of each picture."
         how = dict(eigen_smooth=eigen_smooth, fusion=fusion)

@@ -53,11 +53,11 @@ def stretch(
 
 # %% ../../nbs/core/heatmap.ipynb #12
 def fuse(
-    maps: Sequence[Tensor],  # normalised maps of several layers, each `B × spatial`, of one size
-    how: str = "mean",  # "mean", "max" or "product"; "none": side by side
+    maps: Sequence[Tensor],  # maps of several layers, each `B × spatial`, of one size; normalised, but for "sum"
+    how: str = "mean",  # "mean", "max", "product" or "sum"; "none": side by side
 ) -> Tensor:  # `B × spatial`, normalised; `B × n × spatial` for "none"
     "One map from those of several layers."
-    ways = {"mean": lambda m: m.mean(0), "max": lambda m: m.amax(0), "product": lambda m: m.prod(0)}
+    ways = {"mean": lambda m: m.mean(0), "max": lambda m: m.amax(0), "product": lambda m: m.prod(0), "sum": lambda m: m.sum(0)}
     if how == "none": return torch.stack(list(maps), 1)
     if how not in ways: raise ValueError(f"fusion: got {how!r}; pass one of {', '.join(ways)}, none")
     return normalize(ways[how](torch.stack(list(maps))))

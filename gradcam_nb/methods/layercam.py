@@ -6,14 +6,12 @@
 __all__ = ['scale', 'LayerCAM']
 
 # %% ../../nbs/methods/layercam.ipynb #04
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
-from ..core.cam import BaseCAM
+from ..core.cam import BaseCAM, finish
 from ..core.heatmap import fuse, normalize
-from ..core.run import Run
+from ..core.run import Run, warn_if_blank
 
 # %% ../../nbs/methods/layercam.ipynb #09
 def scale(
@@ -37,7 +35,10 @@ class LayerCAM(BaseCAM):
 
     def draw(self, run: Run, *, eigen_smooth: bool = False, fusion: str = "mean") -> Tensor:
         "The heat maps of a run, those of the finer layers scaled."
-        if len(run.layers) == 1 or fusion == "none": return super().draw(run, eigen_smooth=eigen_smooth, fusion=fusion)
-        draw, places = super().draw, [next(run.calls(layer)).activations[0, 0].numel() for layer in run.layers]
-        heats = [draw(replace(run, layers=[layer]), eigen_smooth=eigen_smooth, fusion=fusion) for layer in run.layers]
-        return fuse([scale(h) if n > min(places) else h for h, n in zip(heats, places)], fusion)
+        if len(run.layers) == 1 or fusion in ("none", "sum"): return super().draw(run, eigen_smooth=eigen_smooth, fusion=fusion)
+        raw = [[self.get_layer_map(run, call, eigen_smooth) for call in run.calls(layer)] for layer in run.layers]
+        places = [maps[0][0].numel() for maps in raw]
+        heats = [finish(maps, run.size, fusion) for maps in raw]
+        heat = fuse([scale(h) if n > min(places) else h for h, n in zip(heats, places)], fusion)
+        warn_if_blank(run, heat)
+        return heat
