@@ -7,7 +7,7 @@ import torch
 import torchvision
 from torch import nn
 
-from gradcam_nb import GradCAM, channels_last_reshape_transform, suggest_layer, vit_reshape_transform
+from gradcam_nb import GradCAM, HiResCAM, channels_last_reshape_transform, suggest_layer, vit_reshape_transform
 from gradcam_nb.reshape.fpn import fpn_reshape_transform, is_pyramid
 from gradcam_nb.reshape.pick import as_it_is, pick_reshape, why_no_reshape
 from gradcam_nb.reshape.sequence_first import sequence_first_reshape_transform
@@ -379,6 +379,18 @@ def test_videos(which):
     make, transform, grid = VIDEO[which]
     layer = explained(lambda: make(num_classes=5), torch.randn(2, 3, 8, 64, 64))
     assert (name(layer), layer.grid) == (transform, grid)
+
+
+def test_mvit_v1_b():
+    """The whole network, a clip of its own size: 16 frames of 224 × 224."""
+    torch.manual_seed(0)
+    model, clip = torchvision.models.video.mvit_v1_b(num_classes=5).eval(), torch.randn(1, 3, 16, 224, 224)
+    with torch.no_grad():
+        for norm in (m for m in model.modules() if isinstance(m, torch.nn.LayerNorm)):
+            torch.nn.init.normal_(norm.weight)  # else all tokens are equally long
+    cam = HiResCAM(model)
+    heat = cam(clip, 1)
+    assert heat.shape == (1, 16, 224, 224) and heat.max() == 1 and heat.std() > 0.01
 
 
 @pytest.fixture(scope="module")

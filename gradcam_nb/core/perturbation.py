@@ -65,11 +65,11 @@ class PerturbationCAM(BaseCAM):
     ):
         super().__init__(model, target_layers, reshape_transform, batch_size=batch_size)
         if batch_size is not None and batch_size < 1: raise ValueError(f"batch_size: got {batch_size}; pass 1 or more")
-        self.progress, self.seconds = progress, 0.0
+        self.progress, self.seconds, self.fits = progress, 0.0, batch_size is None
 
     def run(self, input_tensor, targets=None, *, many: bool = False) -> Run:
         "Run the model once, and see what a pass takes."
-        if self.batch_size is None:
+        if self.fits:
             widest = max((4 * torch.Size(layer.shape).numel() for layer in list_layers(self.model, input_tensor)), default=1)
             # A pass holds what goes into a layer, what comes out of it, and what waits for a shortcut.
             self.batch_size = batch_that_fits(4 * widest + bytes_of(input_tensor), first_tensor(input_tensor).device, most=self.most_rows)
