@@ -68,6 +68,7 @@ from .targets.detection import DetectionTarget
 from .targets.faster_rcnn import FasterRCNNBoxScoreTarget
 from .targets.finer_weighted import FinerWeightedTarget
 from .targets.heads import detr_candidates, yolo_candidates, yolov8_candidates
+from .targets.image_text import ImageTextClassifier, ImageTextTarget
 from .targets.instance_mask import InstanceMaskTarget
 from .targets.multi_label import MultiLabelOutputTarget
 from .targets.part import OutputPartTarget
@@ -75,22 +76,26 @@ from .targets.raw import RawScoresOutputTarget
 from .targets.regression import RegressionOutputTarget
 from .targets.rest import ClassifierOutputReST
 from .targets.segmentation import SemanticSegmentationTarget
+from .targets.similarity import DifferenceTarget, SimilarityTarget
 from .targets.softmax import ClassifierOutputSoftmaxTarget, SoftmaxOutputTarget
+from .targets.token import GeneratedTokenTarget
 
 __all__ = [
     "AblationCAM", "AttentionRelevance", "AttentionRollout", "BaseCAM", "BeforeSuppression",
     "BinaryClassifierOutputTarget", "BoxTarget", "CAM", "channels_last_reshape_transform", "ClassifierOutputReST",
     "ClassifierOutputSoftmaxTarget", "ClassifierOutputTarget", "compare", "ContrastTarget",
-    "DeepFeatureFactorization", "deprocess_image", "DetectionTarget", "detr_candidates", "DRISE", "EigenCAM",
-    "EigenGradCAM", "explain", "Explanation", "FasterRCNNBoxScoreTarget", "FEM", "FinerCAM", "FinerWeightedTarget",
-    "fpn_reshape_transform", "FullGrad", "GradCAM", "GradCAMElementWise", "GradCAMPlusPlus", "GradECLIP", "grid",
-    "GScoreCAM", "GuidedBackpropReLUModel", "GuidedGradCAM", "HiResCAM", "InstanceMaskTarget", "ISCAM", "KPCA_CAM",
-    "LayerCAM", "LeGrad", "list_layers", "list_methods", "load_model", "mirrored_and_scaled",
+    "DeepFeatureFactorization", "deprocess_image", "DetectionTarget", "detr_candidates", "DifferenceTarget",
+    "DRISE", "EigenCAM", "EigenGradCAM", "explain", "Explanation", "FasterRCNNBoxScoreTarget", "FEM", "FinerCAM",
+    "FinerWeightedTarget", "fpn_reshape_transform", "FullGrad", "GeneratedTokenTarget", "GradCAM",
+    "GradCAMElementWise", "GradCAMPlusPlus", "GradECLIP", "grid", "GScoreCAM", "GuidedBackpropReLUModel",
+    "GuidedGradCAM", "HiResCAM", "ImageTextClassifier", "ImageTextTarget", "InstanceMaskTarget", "ISCAM",
+    "KPCA_CAM", "LayerCAM", "LeGrad", "list_layers", "list_methods", "load_model", "mirrored_and_scaled",
     "MultiLabelOutputTarget", "noisy", "OptiCAM", "OutputPartTarget", "overlay", "pick_reshape", "Preprocess",
     "preprocess_for", "preprocess_image", "RandomCAM", "RawScoresOutputTarget", "read_image", "ReciproCAM",
-    "record", "Record", "RefineCAM", "RegressionOutputTarget", "replay", "RISE", "run_dff_on_image", "ScoreCAM",
+    "Record", "record", "RefineCAM", "RegressionOutputTarget", "replay", "RISE", "run_dff_on_image", "ScoreCAM",
     "SegEigenCAM", "SemanticSegmentationTarget", "sequence_first_reshape_transform", "ShapleyCAM",
-    "show_cam_on_image", "show_factorization_on_image", "signal_reshape_transform", "SmoothGradCAMPlusPlus",
-    "Sobel", "SoftmaxOutputTarget", "SSCAM", "suggest_layer", "swin_reshape_transform", "to_boxes", "to_mask",
-    "vit_reshape_transform", "volume_tokens_reshape_transform", "XGradCAM", "yolo_candidates", "yolov8_candidates",
+    "show_cam_on_image", "show_factorization_on_image", "signal_reshape_transform", "SimilarityTarget",
+    "SmoothGradCAMPlusPlus", "Sobel", "SoftmaxOutputTarget", "SSCAM", "suggest_layer", "swin_reshape_transform",
+    "to_boxes", "to_mask", "vit_reshape_transform", "volume_tokens_reshape_transform", "XGradCAM",
+    "yolo_candidates", "yolov8_candidates",
 ]
