@@ -84,8 +84,13 @@ def _look(model, input_tensor):
             if not isinstance(module, ScriptModule): hooks.callback(module.register_forward_hook(note).remove)
         output = call_model(model, _one(input_tensor))
     names = {module: name for name, module in model.named_modules()}
-    # A detector may bring its pictures to a shape of its own.
-    def lay(shape): return pick_reshape(shape, size, 1) or (as_it_is if isinstance(input_tensor, list) and len(shape) == 4 and shape[0] == 1 else None)
+    texts = {t.shape[1] for t in tree_leaves(input_tensor) if isinstance(t, Tensor) and t.ndim == 2 and not t.is_floating_point()}
+
+    def lay(shape):
+        # As many tokens as the text beside the picture has: words.
+        if len(shape) == 3 and shape[1] in texts: return None
+        # A detector may bring its pictures to a shape of its own.
+        return pick_reshape(shape, size, 1) or (as_it_is if isinstance(input_tensor, list) and len(shape) == 4 and shape[0] == 1 else None)
     return [Layer(names[m], m, shape, lay(shape)) for m, shape in seen.items() if m is not model], output
 
 # %% ../nbs/layers.ipynb #12

@@ -222,7 +222,7 @@ def row(inputs, i):
 
 
 @pytest.mark.parametrize("method", [GradCAM, HiResCAM])
-@pytest.mark.parametrize("layer", ["model.multi_modal_projector.linear_1", "layers.1.layer_norm1", "layers.0"])
+@pytest.mark.parametrize("layer", ["model.multi_modal_projector.linear_1", "layers.1", "layers.1.layer_norm1", "layers.0"])
 def test_llava(llava, method, layer):
     model, inputs = llava
     layer = next(name for name, _ in model.named_modules() if name.endswith(layer) and "language" not in name)
@@ -231,6 +231,16 @@ def test_llava(llava, method, layer):
     heat = cam(inputs, targets)
     assert heat.shape == (2, 32, 32) and heat.isfinite().all() and heat.amax() == 1
     assert torch.allclose(heat, torch.cat([cam(row(inputs, i), targets[i]) for i in range(2)]), atol=1e-3)
+
+
+def test_nothing_told_to_a_llava(llava):
+    """The layer that is found holds patches, not words; views of the picture leave the words alone."""
+    model, inputs = llava
+    cam = HiResCAM(model)
+    heat = cam(inputs, GeneratedTokenTarget(9), aug_smooth=True)
+    assert heat.shape == (2, 32, 32) and (heat.amax((1, 2)) == 1).all()
+    name = next(name for name, module in model.named_modules() if module is cam.target_layers[0])
+    assert "language" not in name, name
 
 
 def test_a_token_by_hand(llava):

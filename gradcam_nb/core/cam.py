@@ -157,7 +157,9 @@ class BaseCAM:
         rows = min(self.batch_size, 8) if first_tensor(input_tensor).device.type == "cpu" else self.batch_size
         at_once = max(1, rows // batch)
         for some in (views[i:i + at_once] for i in range(0, len(views), at_once)):
-            yield some, tree_map_only(Tensor, lambda t: torch.cat([change(t) for change, _ in some]), input_tensor)
+            # A text or a table beside the picture stays what it is.
+            def views_of(t): return torch.cat([change(t) if t.is_floating_point() and t.ndim > 2 else t for change, _ in some]) if t.ndim else t
+            yield some, [change(t[None])[0] for change, _ in some for t in input_tensor] if isinstance(input_tensor, list) else tree_map_only(Tensor, views_of, input_tensor)
 
     def __enter__(self): return self
 

@@ -122,7 +122,8 @@ def _run(model, layers, inputs, with_gradient, fold, replayable=False, insist=Fa
         tape = Tape(model, layers[0], inputs) if replayable else None
         if tape: stack.enter_context(intercepting(model, tape))
         keeper = _Keeper(layers, with_gradient, fold)
-        for layer in layers: stack.callback(layer.register_forward_hook(keeper).remove)
+        # In front of hooks that are there already: one that hands the output on (transformers' `hidden_states`) must hand on ours.
+        for layer in layers: stack.callback(layer.register_forward_hook(keeper, prepend=True).remove)
         output = call_model(model, inputs)
     return output, keeper, tape
 
