@@ -2,7 +2,7 @@
 # The environment is .venv in this folder. A stamp named after a hash of what it is made from says that it is ready.
 PYTHON ?= python3.11
 PYTHON := $(shell command -v $(PYTHON) 2>/dev/null || command -v python3)
-HASH := $(shell cat settings.ini setup.py pyproject.toml Makefile | sha256sum | cut -c1-16)
+HASH := $(shell cat settings.ini setup.py pyproject.toml Makefile book/gradcam-nb-filter | sha256sum | cut -c1-16)
 VENV := .venv
 BIN := $(VENV)/bin
 RUN := $(VENV)/.run-$(HASH)

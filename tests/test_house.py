@@ -141,6 +141,19 @@ def no_directive_is_left(text):
     assert not re.search(r"^#\s*\|\s*(export|exports|exporti|hide|default_exp|slow|net|cuda)\b", text, flags=re.M)
 
 
+def test_a_slider_needs_no_kernel(monkeypatch):
+    """The state of a page's widgets is in what the book is made from, the link from slider to pictures too."""
+    path = ROOT / "nbs/widgets/slices.ipynb"
+    monkeypatch.chdir(path.parent)
+    page = json.loads(filtered(path))
+    states = [widget for kind in page["metadata"]["widgets"].values() for widget in kind["state"].values()]
+    kinds = {widget["model_name"]: widget["state"] for widget in states}
+    assert kinds["LinkModel"]["source"][1] == "value" and kinds["LinkModel"]["target"][1] == "selected_index"
+    assert len(kinds["StackModel"]["children"]) == 24
+    shown = [output for cell in page["cells"] for output in cell.get("outputs", []) if "application/vnd.jupyter.widget-view+json" in output.get("data", {})]
+    assert len(shown) == 1
+
+
 def test_the_filter_is_a_command():
     path = ROOT / "nbs/targets/classifier.ipynb"
     done = subprocess.run([Path(sys.executable).with_name("gradcam-nb-filter")], input=path.read_text(), capture_output=True, text=True, cwd=path.parent, check=True)
