@@ -156,7 +156,7 @@ def test_why_these_are_not_grad_cams(name):
     (BinaryClassifierOutputTarget(0), peer.BinaryClassifierOutputTarget(0)),
     (RawScoresOutputTarget(), peer.RawScoresOutputTarget()),
     (FinerWeightedTarget(1, [2, 3], 1.0), peer.FinerWeightedTarget(1, [2, 3], 1.0)),
-], ids=str)
+], ids=["binary", "raw", "finer"])
 def test_in_grad_cams_own_cam(mine, theirs):
     """Code written for PyPI grad-cam may take our targets: the maps are the same to the last digit or two."""
     model = load("scenes-cnn")
