@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
+from benchmarks.turns import times_in_turns
+
 
 @dataclass(frozen=True)
 class Case:
@@ -19,6 +21,7 @@ class Case:
     bound: float | None = None  # the multiple of the group's first case that must not be exceeded
     memory: bool = False  # measure peak memory instead of time
     rounds: int = 15  # fewer where a run takes seconds
+    in_turns: bool = False  # one run, pass by pass in turns with the others of the group: where a run takes minutes
 
 
 def _wait():
@@ -67,7 +70,9 @@ def measure(cases: list[Case]) -> list[dict]:
     for group in dict.fromkeys(case.group for case in cases):
         members = [case for case in cases if case.group == group]
         if members[0].memory:
-            values = [statistics.median(peak_memory(case) for _ in range(3)) for case in members]
+            values = [statistics.median(peak_memory(case) for _ in range(min(3, case.rounds))) for case in members]
+        elif members[0].in_turns:
+            values = times_in_turns(members)
         else:
             values = times(members, members[0].rounds)
         for case, value in zip(members, values):

@@ -112,11 +112,11 @@ def boxes_of(model):
 
 def d_rise(size):
     model, x = model_and_input(1)
-    return partial(gradcam_nb.DRISE(boxes_of(model), n_masks=8 * size, batch_size=size, progress=False), x)
+    return partial(gradcam_nb.DRISE(boxes_of(model), n_masks=6 * size, batch_size=size, progress=False), x)
 
 
 def _peak(batch, baseline, *cases):
-    return [Case(group, name, prepare, bound, memory=True) for group in [f"peak memory, {batch}"] for name, prepare, bound in [(batch, baseline, None), *((*case, 1.2) for case in cases)]]
+    return [Case(group, name, prepare, bound, memory=True, rounds=1) for group in [f"peak memory, {batch}"] for name, prepare, bound in [(batch, baseline, None), *((*case, 1.2) for case in cases)]]
 
 
 PERTURBATION = [
@@ -125,16 +125,16 @@ PERTURBATION = [
     Case("AblationCAM, batch 1", "ReciproCAM, layer4[-1]", partial(behind, ReciproCAM, "layer4.2"), 3.0),
     Case("AblationCAM, layer4[-2]", "2,048 tail passes", tail_passes, rounds=3),
     Case("AblationCAM, layer4[-2]", "AblationCAM, layer4[-2]", partial(behind, AblationCAM, "layer4.1"), 1.15, rounds=3),
-    Case("ScoreCAM, 2,048 channels", "forward, every channel", partial(passes, 2048, 64), rounds=2),
-    Case("ScoreCAM, 2,048 channels", "ScoreCAM", partial(score_cam, 2048, 64), 0.8, rounds=2),
-    *([Case("ScoreCAM, 2,048 channels", "PyPI grad-cam: ScoreCAM", partial(their_score_cam, 2048, 64), rounds=2)] if find_spec("pytorch_grad_cam") else []),
+    Case("ScoreCAM, 2,048 channels", "forward, every channel", partial(passes, 2048, 64), in_turns=True),
+    Case("ScoreCAM, 2,048 channels", "ScoreCAM", partial(score_cam, 2048, 64), 1.05, in_turns=True),
+    *([Case("ScoreCAM, 2,048 channels", "PyPI grad-cam: ScoreCAM", partial(their_score_cam, 2048, 64), in_turns=True)] if find_spec("pytorch_grad_cam") else []),
     *_peak("one batch of 64", partial(forward, 64),
-           ("ScoreCAM", partial(masked_batches, "ScoreCAM", 64, channels=512)),
-           ("SSCAM", partial(masked_batches, "SSCAM", 64, channels=128, samples=4)),
-           ("SSCAM, noise on the input", partial(masked_batches, "SSCAM", 64, channels=128, samples=4, noise="input")),
+           ("ScoreCAM", partial(masked_batches, "ScoreCAM", 64, channels=384)),
+           ("SSCAM", partial(masked_batches, "SSCAM", 64, channels=96, samples=4)),
+           ("SSCAM, noise on the input", partial(masked_batches, "SSCAM", 64, channels=96, samples=4, noise="input")),
            ("ISCAM", partial(masked_batches, "ISCAM", 64, channels=128, steps=4)),
-           ("GScoreCAM", partial(masked_batches, "GScoreCAM", 64, k=512)),
-           ("RISE", partial(masked_batches, "RISE", 64, n_masks=512)),
+           ("GScoreCAM", partial(masked_batches, "GScoreCAM", 64, k=384)),
+           ("RISE", partial(masked_batches, "RISE", 64, n_masks=384)),
            ("DRISE", partial(d_rise, 64))),
     *_peak("one tail batch of 64", partial(tail_batch, 64),
            ("AblationCAM, layer4[-1]", partial(masked_batches, "AblationCAM", 64)),
