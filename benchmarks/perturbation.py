@@ -9,7 +9,7 @@ import torch
 import gradcam_nb
 from benchmarks.harness import Case
 from benchmarks.network import forward, model_and_input
-from gradcam_nb import AblationCAM, ReciproCAM, ScoreCAM
+from gradcam_nb import AblationCAM, ScoreCAM
 
 
 def _some(channels):
@@ -19,7 +19,7 @@ def _some(channels):
 def passes(channels, size):
     """As many rows as ScoreCAM asks, through the plain model: those of the channels that are not constant."""
     model, x = model_and_input(1)
-    cam = ScoreCAM(model, model.layer4[-1], _some(channels), progress=False)
+    cam = ScoreCAM(model, model.layer4[-1], _some(channels), batch_size=size, progress=False)
     run = cam.run(x, 5)
     (call,) = run.calls(model.layer4[-1])
     rows = x.repeat(int(cam.chosen(run, call, [run.targets]).sum()), 1, 1, 1).split(size)
@@ -30,11 +30,6 @@ def passes(channels, size):
                 model(some)
 
     return call
-
-
-def score_cam(channels, size):
-    model, x = model_and_input(1)
-    return partial(ScoreCAM(model, model.layer4[-1], _some(channels), batch_size=size, progress=False), x, 5)
 
 
 def their_score_cam(channels, size):
@@ -52,16 +47,22 @@ def their_score_cam(channels, size):
     return call
 
 
-def behind(kind, layer):
+def ours(name, layer="layer4.2", channels=None, **how):
+    """One of our methods on one picture."""
     model, x = model_and_input(1)
-    return partial(kind(model, layer, progress=False), x, 5)
+    transform = None if channels is None else _some(channels)
+    return partial(getattr(gradcam_nb, name)(model, layer, transform, progress=False, **how), x, 5)
+
+
+def _halves(model):
+    stem = torch.nn.Sequential(model.conv1, model.bn1, model.relu, model.maxpool, model.layer1, model.layer2, model.layer3, model.layer4[:2])
+    return stem, torch.nn.Sequential(model.layer4[2], model.avgpool, torch.nn.Flatten(), model.fc)
 
 
 def tail_passes():
     """What AblationCAM at layer4[-2] cannot do without: 2,048 passes of the last block and the head."""
     model, x = model_and_input(1)
-    stem = torch.nn.Sequential(model.conv1, model.bn1, model.relu, model.maxpool, model.layer1, model.layer2, model.layer3, model.layer4[:2])
-    tail = torch.nn.Sequential(model.layer4[2], model.avgpool, torch.nn.Flatten(), model.fc)
+    stem, tail = _halves(model)
     with torch.inference_mode():
         rows = stem(x).repeat(AblationCAM.most_rows, 1, 1, 1)
 
@@ -76,20 +77,13 @@ def tail_passes():
 def tail_batch(size):
     """One batch of the last block and the head, behind one pass of the rest."""
     model, x = model_and_input(1)
-    stem = torch.nn.Sequential(model.conv1, model.bn1, model.relu, model.maxpool, model.layer1, model.layer2, model.layer3, model.layer4[:2])
-    tail = torch.nn.Sequential(model.layer4[2], model.avgpool, torch.nn.Flatten(), model.fc)
+    stem, tail = _halves(model)
 
     def call():
         with torch.inference_mode():
             tail(stem(x).repeat(size, 1, 1, 1))
 
     return call
-
-
-def masked_batches(name, size, layer="layer4.2", channels=None, **how):
-    model, x = model_and_input(1)
-    transform = None if channels is None else _some(channels)
-    return partial(getattr(gradcam_nb, name)(model, layer, transform, batch_size=size, progress=False, **how), x, 5)
 
 
 def descent():
@@ -115,31 +109,36 @@ def d_rise(size):
     return partial(gradcam_nb.DRISE(boxes_of(model), n_masks=6 * size, batch_size=size, progress=False), x)
 
 
-def _peak(batch, baseline, *cases):
-    return [Case(group, name, prepare, bound, memory=True, rounds=1) for group in [f"peak memory, {batch}"] for name, prepare, bound in [(batch, baseline, None), *((*case, 1.2) for case in cases)]]
+def _peak(batch, baseline, **methods):
+    """The memory of each method beside that of one batch."""
+    group = f"peak memory, {batch}"
+    first = Case(group, batch, baseline, memory=True, rounds=1)
+    return [first, *(Case(group, name, prepare, 1.2, memory=True, rounds=1) for name, prepare in methods.items())]
 
 
 PERTURBATION = [
     Case("AblationCAM, batch 1", "forward", partial(forward, 1)),
-    Case("AblationCAM, batch 1", "AblationCAM, layer4[-1]", partial(behind, AblationCAM, "layer4.2"), 6.0),
-    Case("AblationCAM, batch 1", "ReciproCAM, layer4[-1]", partial(behind, ReciproCAM, "layer4.2"), 3.0),
+    Case("AblationCAM, batch 1", "AblationCAM, layer4[-1]", partial(ours, "AblationCAM"), 6.0),
+    Case("AblationCAM, batch 1", "ReciproCAM, layer4[-1]", partial(ours, "ReciproCAM"), 3.0),
     Case("AblationCAM, layer4[-2]", "2,048 tail passes", tail_passes, rounds=3),
-    Case("AblationCAM, layer4[-2]", "AblationCAM, layer4[-2]", partial(behind, AblationCAM, "layer4.1"), 1.15, rounds=3),
+    Case("AblationCAM, layer4[-2]", "AblationCAM, layer4[-2]", partial(ours, "AblationCAM", "layer4.1"), 1.15, rounds=3),
     Case("ScoreCAM, 2,048 channels", "forward, every channel", partial(passes, 2048, 64), in_turns=True),
-    Case("ScoreCAM, 2,048 channels", "ScoreCAM", partial(score_cam, 2048, 64), 1.05, in_turns=True),
+    Case("ScoreCAM, 2,048 channels", "ScoreCAM", partial(ours, "ScoreCAM", channels=2048, batch_size=64), 1.05, in_turns=True),
     *([Case("ScoreCAM, 2,048 channels", "PyPI grad-cam: ScoreCAM", partial(their_score_cam, 2048, 64), in_turns=True)] if find_spec("pytorch_grad_cam") else []),
-    *_peak("one batch of 64", partial(forward, 64),
-           ("ScoreCAM", partial(masked_batches, "ScoreCAM", 64, channels=384)),
-           ("SSCAM", partial(masked_batches, "SSCAM", 64, channels=96, samples=4)),
-           ("SSCAM, noise on the input", partial(masked_batches, "SSCAM", 64, channels=96, samples=4, noise="input")),
-           ("ISCAM", partial(masked_batches, "ISCAM", 64, channels=128, steps=4)),
-           ("GScoreCAM", partial(masked_batches, "GScoreCAM", 64, k=384)),
-           ("RISE", partial(masked_batches, "RISE", 64, n_masks=384)),
-           ("DRISE", partial(d_rise, 64))),
-    *_peak("one tail batch of 64", partial(tail_batch, 64),
-           ("AblationCAM, layer4[-1]", partial(masked_batches, "AblationCAM", 64)),
-           ("AblationCAM, layer4[-2]", partial(masked_batches, "AblationCAM", 64, "layer4.1")),
-           ("ReciproCAM, layer4[-1]", partial(masked_batches, "ReciproCAM", 49)),
-           ("ReciproCAM, layer4[-2]", partial(masked_batches, "ReciproCAM", 49, "layer4.1"))),
-    *_peak("one picture there and back", descent, ("OptiCAM", partial(masked_batches, "OptiCAM", 1, iterations=10))),
+    *_peak("one batch of 64", partial(forward, 64), **{
+        "ScoreCAM": partial(ours, "ScoreCAM", batch_size=64, channels=384),
+        "SSCAM": partial(ours, "SSCAM", batch_size=64, channels=96, samples=4),
+        "SSCAM, noise on the input": partial(ours, "SSCAM", batch_size=64, channels=96, samples=4, noise="input"),
+        "ISCAM": partial(ours, "ISCAM", batch_size=64, channels=128, steps=4),
+        "GScoreCAM": partial(ours, "GScoreCAM", batch_size=64, k=384),
+        "RISE": partial(ours, "RISE", batch_size=64, n_masks=384),
+        "DRISE": partial(d_rise, 64),
+    }),
+    *_peak("one tail batch of 64", partial(tail_batch, 64), **{
+        "AblationCAM, layer4[-1]": partial(ours, "AblationCAM", batch_size=64),
+        "AblationCAM, layer4[-2]": partial(ours, "AblationCAM", "layer4.1", batch_size=64),
+        "ReciproCAM, layer4[-1]": partial(ours, "ReciproCAM", batch_size=49),
+        "ReciproCAM, layer4[-2]": partial(ours, "ReciproCAM", "layer4.1", batch_size=49),
+    }),
+    *_peak("one picture there and back", descent, OptiCAM=partial(ours, "OptiCAM", batch_size=1, iterations=10)),
 ]

@@ -19,7 +19,7 @@ from .cam import BaseCAM, combine, finish, weigh
 from .many import batch_that_fits, bytes_of, in_batches
 from .quick import Quick
 from .run import Call, Run, warn_if_blank
-from ..layers import first_tensor, is_film, list_layers
+from ..layers import first_tensor, list_layers, places
 from ..targets.resolve import each_score
 
 # %% ../../nbs/core/perturbation.ipynb #08
@@ -32,8 +32,9 @@ def masked(
     def rows(t):
         if not t.ndim: return t
         t = t[pictures]  # a copy, so it can be masked in place
-        if is_film(t): return t.mul_(masks[:, :, None].to(t))
-        return t.mul_(masks[:, None].to(t)) if tuple(t.shape[2:]) == tuple(masks.shape[1:]) else t
+        if places(t) != tuple(masks.shape[1:]): return t
+        # A film's frames stand before its channels.
+        return t.mul_(masks[:, None].to(t) if tuple(t.shape[2:]) == places(t) else masks[:, :, None].to(t))
 
     if isinstance(inputs, list): return [inputs[picture] * mask.to(inputs[picture]) for picture, mask in zip(pictures, masks)]
     return tree_map_only(Tensor, rows, inputs)
@@ -65,18 +66,24 @@ class PerturbationCAM(BaseCAM):
     ):
         super().__init__(model, target_layers, reshape_transform, batch_size=batch_size)
         if batch_size is not None and batch_size < 1: raise ValueError(f"batch_size: got {batch_size}; pass 1 or more")
-        self.progress, self.seconds, self.fits = progress, 0.0, batch_size is None
+        self.progress, self.seconds, self.fits, self._row = progress, 0.0, batch_size is None, (None, 0)
 
     def run(self, input_tensor, targets=None, *, many: bool = False) -> Run:
         "Run the model once, and see what a pass takes."
-        if self.fits:
-            widest = max((4 * torch.Size(layer.shape).numel() for layer in list_layers(self.model, input_tensor)), default=1)
-            # A pass holds what goes into a layer, what comes out of it, and what waits for a shortcut.
-            self.batch_size = batch_that_fits(4 * widest + bytes_of(input_tensor), first_tensor(input_tensor).device, most=self.most_rows)
+        if self.fits: self.batch_size = batch_that_fits(self._bytes_of_row(input_tensor), first_tensor(input_tensor).device, most=self.most_rows)
         start = time.perf_counter()
         run = super().run(input_tensor, targets, many=many)
         self.seconds = (time.perf_counter() - start) / len(run.targets[0] if many else run.targets)
         return run
+
+    def _bytes_of_row(self, input_tensor):
+        "What a row of a pass holds; the layers are listed anew only for inputs of another size."
+        given = bytes_of(input_tensor)
+        if self._row[0] != given:
+            widest = max((4 * torch.Size(layer.shape).numel() for layer in list_layers(self.model, input_tensor)), default=1)
+            # A pass holds what goes into a layer, what comes out of it, and what waits for a shortcut.
+            self._row = given, 4 * widest + given
+        return self._row[1]
 
     def ask(self,
         run: Run,

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from .classifier import ClassifierOutputTarget
-from .resolve import _refuse, _scores_in
+from .resolve import _refuse, scores_in
 
 # %% ../../nbs/targets/part.ipynb #09
 def _step(found, key):
@@ -49,7 +49,7 @@ def picture_scores(
     output: Any,  # a model's output for one picture: class scores, or what holds them
 ) -> Tensor:  # the class scores, `K`; a tensor stays as it is
     "Where the class scores are in a model's output for one picture. Raises `ValueError` where there are none."
-    scores = output if isinstance(output, Tensor) else _scores_in(output)
+    scores = output if isinstance(output, Tensor) else scores_in(output)
     if not isinstance(scores, Tensor) or scores is not output and scores.ndim != 1: _refuse(output, scores)
     return scores
 

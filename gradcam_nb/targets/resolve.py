@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 from .classifier import ClassifierOutputTarget
 
 # %% ../../nbs/targets/resolve.ipynb #08
-def _scores_in(output):
+def scores_in(output):
     "What holds the class scores in a model's output, of whatever shape."
     if isinstance(output, Mapping): return next((output[key] for key in ("logits", "out", "logits_per_image") if key in output), output)
     if isinstance(output, Sequence) and not isinstance(output, str) and len(output): return output[0]
@@ -37,7 +37,7 @@ def class_scores(
     output: Any,  # a model's output: a tensor, a tuple, a dict or an object with `.logits`
 ) -> Tensor:  # the class scores, `B × K`
     "Where the class scores are in a model's output."
-    scores = _scores_in(output)
+    scores = scores_in(output)
     if not isinstance(scores, Tensor) or scores.ndim != 2: _refuse(output, scores)
     return scores
 

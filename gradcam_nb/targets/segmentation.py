@@ -6,7 +6,6 @@
 __all__ = ['class_planes', 'SemanticSegmentationTarget']
 
 # %% ../../nbs/targets/segmentation.ipynb #04
-from collections.abc import Mapping
 from numbers import Integral
 from typing import Any
 
@@ -14,14 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .resolve import scores_in
+
 # %% ../../nbs/targets/segmentation.ipynb #09
 def class_planes(
     output: Any,  # one picture's output: a tensor, a dict with `out` or `logits`, or a tuple that begins with the planes
 ) -> Tensor:  # `K × H × W`; a volume: `K × D × H × W`
     "Where the scores of every class at every place are in a segmenter's output."
-    if isinstance(output, Mapping): planes = output.get("out", output.get("logits"))
-    elif isinstance(output, tuple) and output: planes = output[0]
-    else: planes = getattr(output, "logits", output)
+    planes = scores_in(output)
     if isinstance(planes, Tensor) and planes.ndim == 2: planes = planes[None]
     if not isinstance(planes, Tensor) or planes.ndim not in (3, 4):
         what = f"a tensor of shape {tuple(planes.shape)}" if isinstance(planes, Tensor) else type(output).__name__

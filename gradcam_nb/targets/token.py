@@ -6,11 +6,12 @@
 __all__ = ['GeneratedTokenTarget']
 
 # %% ../../nbs/targets/token.ipynb #04
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from .resolve import scores_in
 
 # %% ../../nbs/targets/token.ipynb #09
 class GeneratedTokenTarget:
@@ -25,9 +26,7 @@ class GeneratedTokenTarget:
     def __call__(self,
         output: Any,  # one picture's scores, `T × V`; or a dict, an object or a tuple that holds them (`logits`, or first)
     ) -> Tensor:  # the score or log probability, float32
-        if isinstance(output, Mapping): logits = output.get("logits")
-        elif isinstance(output, tuple) and output: logits = output[0]
-        else: logits = getattr(output, "logits", output)
+        logits = scores_in(output)
         if not isinstance(logits, Tensor) or logits.ndim != 2:
             what = f"a tensor of shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(output).__name__
             raise ValueError(f"target: this model's output for a picture has no scores of tokens, T × V (it is {what}); pass a model that writes, such as LlavaForConditionalGeneration")
