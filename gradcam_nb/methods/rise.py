@@ -16,8 +16,7 @@ from ..core.heatmap import normalize, positive, resize
 from ..core.perturbation import PerturbationCAM
 from ..core.run import Run
 from ..layers import first_tensor
-from ..targets.classifier import ClassifierOutputTarget
-from ..targets.softmax import as_probability
+from ..targets.softmax import SCORES
 
 # %% ../../nbs/methods/rise.ipynb #10
 class RandomMasks:
@@ -41,18 +40,6 @@ class RandomMasks:
         return torch.stack([mask[tuple(slice(a, a + side) for a, side in zip(shift, self.size))] for mask, shift in zip(large, shifts)])
 
 # %% ../../nbs/methods/rise.ipynb #13
-class _SigmoidTarget(ClassifierOutputTarget):
-    "The probability of a class that others do not exclude."
-    is_score = False
-
-    def __call__(self, output): return super().__call__(output.float().sigmoid())
-
-_SCORES = {
-    "softmax": as_probability,
-    "sigmoid": lambda target: _SigmoidTarget(target.category) if getattr(target, "is_score", False) else target,
-    "raw": lambda target: target,
-}
-
 class _BlackBox(nn.Module):
     "Anything that can be called, as a module."
     def __init__(self, ask):
@@ -89,8 +76,8 @@ class RISE(PerturbationCAM):
         super().__init__(_BlackBox(model) if callable(model) and not isinstance(model, nn.Module) else model, batch_size=batch_size, progress=progress)
         if n_masks < 1 or cells < 1: raise ValueError(f"n_masks, cells: got {n_masks} and {cells}; pass 1 or more")
         if not 0 < keep < 1: raise ValueError(f"keep: got {keep}; pass a probability between 0 and 1, such as 0.5")
-        if score not in _SCORES: raise ValueError(f"score: got {score!r}; pass one of {', '.join(_SCORES)}")
-        self.target_layers, self.as_score, self.centred = [], _SCORES[score], centred
+        if score not in SCORES: raise ValueError(f"score: got {score!r}; pass one of {', '.join(SCORES)}")
+        self.target_layers, self.as_score, self.centred = [], SCORES[score], centred
         self.n_masks, self.cells, self.keep, self.seed = n_masks, cells, keep, seed
 
     def get_maps(self,
