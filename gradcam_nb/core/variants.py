@@ -95,6 +95,7 @@ def scores_behind(
             index, numbers = change(picture, part)
             some = rows[:len(index)]
             some.scatter_(1, index, numbers.to(some))
+            del numbers  # as large as the rows, where all of a row is exchanged
             scores[:, picture, part] = scores_of(asked, [picture] * len(index), behind(some, picture=picture))
             some.scatter_(1, index, plain[picture][index])
 

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['MapMetric', 'Complexity']
 
-# %% ../../nbs/metrics/complexity.ipynb #04
+# %% ../../nbs/metrics/complexity.ipynb #03
 import torch
 from torch import Tensor
 
 from .metric import Metric
 
-# %% ../../nbs/metrics/complexity.ipynb #09
+# %% ../../nbs/metrics/complexity.ipynb #08
 class MapMetric(Metric):
     "A metric that looks at nothing but the maps: subclass it and write `rate`."
     def rate(self,
@@ -30,7 +30,7 @@ class MapMetric(Metric):
         if maps.ndim < 2 or not maps.numel(): raise ValueError(f"cams: got shape {tuple(maps.shape)}; pass heat maps B × spatial, such as cam[None] for one")
         return self.rate(maps.abs().flatten(1)).float()
 
-# %% ../../nbs/metrics/complexity.ipynb #10
+# %% ../../nbs/metrics/complexity.ipynb #09
 class Complexity(MapMetric):
     """How much of the picture a map lights up: its mean, or the entropy of its shares.
 

@@ -65,11 +65,11 @@ class CurveMetric(PerturbationMetric):
 def curve_figure(
     curves: Mapping,  # name -> scores along the way, `steps + 1`: of one picture, or a mean over pictures
     label: str = "share of pixels",  # below the curves
-    size: float = 4.5,  # width, in inches
+    size: float = 5.5,  # width, in inches
 ):  # a matplotlib figure: to show, or to save with figure.savefig(path)
     "Curves with their areas. Raises `ValueError` for anything but one curve a name."
     from matplotlib.figure import Figure
-    figure = Figure(figsize=(size, .5 * size), layout="constrained")
+    figure = Figure(figsize=(size, .42 * size), layout="constrained")
     panel = figure.subplots()
     for name, curve in curves.items():
         curve = torch.as_tensor(curve).detach().float().cpu()

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['EnergyInside']
 
-# %% ../../nbs/metrics/energy_inside.ipynb #04
+# %% ../../nbs/metrics/energy_inside.ipynb #03
 from torch import Tensor
 
 from .truth import LocalisationMetric
 
-# %% ../../nbs/metrics/energy_inside.ipynb #09
+# %% ../../nbs/metrics/energy_inside.ipynb #08
 class EnergyInside(LocalisationMetric):
     """The share of the map that lies on the object; 0 for a blank map.
 

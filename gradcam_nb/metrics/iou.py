@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['IoU', 'BestIoU']
 
-# %% ../../nbs/metrics/iou.ipynb #04
+# %% ../../nbs/metrics/iou.ipynb #03
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -13,12 +13,12 @@ from torch import Tensor
 from ..imaging.regions import to_boxes
 from .truth import LocalisationMetric, as_masks
 
-# %% ../../nbs/metrics/iou.ipynb #09
+# %% ../../nbs/metrics/iou.ipynb #08
 def _box_of(pieces):
     "Around all of a map's pieces, `1 × 4`; `0 × 4` where there are none."
     return torch.cat([pieces[:, :2].amin(0), pieces[:, 2:].amax(0)])[None] if len(pieces) else pieces
 
-# %% ../../nbs/metrics/iou.ipynb #10
+# %% ../../nbs/metrics/iou.ipynb #09
 class IoU(LocalisationMetric):
     """The intersection over union of the object and what is left of the map at a fixed share of its maximum; 0 for a blank map.
 
@@ -49,7 +49,7 @@ class IoU(LocalisationMetric):
             masks = as_masks([_box_of(pieces) for pieces in to_boxes(masks.float())], maps)
         return (drawn & masks).flatten(1).sum(1) / (drawn | masks).flatten(1).sum(1)
 
-# %% ../../nbs/metrics/iou.ipynb #12
+# %% ../../nbs/metrics/iou.ipynb #11
 class BestIoU(LocalisationMetric):
     """The intersection over union of the object and what is left of the map, at the threshold that suits each map best.
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['within', 'PointingGame']
 
-# %% ../../nbs/metrics/pointing_game.ipynb #04
+# %% ../../nbs/metrics/pointing_game.ipynb #03
 from functools import reduce
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .truth import LocalisationMetric
 
-# %% ../../nbs/metrics/pointing_game.ipynb #09
+# %% ../../nbs/metrics/pointing_game.ipynb #08
 def within(
     masks: Tensor,  # bool, `B × spatial`
     distance: float,  # in pixels, as the crow flies
@@ -28,7 +28,7 @@ def within(
         squared = reduce(torch.minimum, (padded[..., k:k + n] + (k - reach) ** 2 for k in range(2 * reach + 1))).transpose(axis, -1)
     return squared <= distance ** 2
 
-# %% ../../nbs/metrics/pointing_game.ipynb #10
+# %% ../../nbs/metrics/pointing_game.ipynb #09
 class PointingGame(LocalisationMetric):
     """Whether the map's maximum lies on the object, or close to it; where several places share it, the share of them that do.
 

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['RelevanceRank']
 
-# %% ../../nbs/metrics/rank_accuracy.ipynb #04
+# %% ../../nbs/metrics/rank_accuracy.ipynb #03
 from torch import Tensor
 
 from .truth import LocalisationMetric
 
-# %% ../../nbs/metrics/rank_accuracy.ipynb #09
+# %% ../../nbs/metrics/rank_accuracy.ipynb #08
 class RelevanceRank(LocalisationMetric):
     """The share of the object's size that the map's strongest pixels, as many as the object has, find of it; ties count by the share there is room for.
 

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['SIGNED', 'RelevanceMass']
 
-# %% ../../nbs/metrics/relevance_mass.ipynb #04
+# %% ../../nbs/metrics/relevance_mass.ipynb #03
 from torch import Tensor
 
 from .energy_inside import EnergyInside
 
-# %% ../../nbs/metrics/relevance_mass.ipynb #09
+# %% ../../nbs/metrics/relevance_mass.ipynb #08
 SIGNED = {"positive": lambda maps: maps.clamp(min=0), "absolute": Tensor.abs, "square": Tensor.square}
 
 class RelevanceMass(EnergyInside):

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['Sparseness']
 
-# %% ../../nbs/metrics/sparseness.ipynb #04
+# %% ../../nbs/metrics/sparseness.ipynb #03
 import torch
 from torch import Tensor
 
 from .complexity import MapMetric
 
-# %% ../../nbs/metrics/sparseness.ipynb #09
+# %% ../../nbs/metrics/sparseness.ipynb #08
 class Sparseness(MapMetric):
     """How unequal the map's pixels are: the Gini index of their absolute values; 0 for a constant or blank map, near 1 for a single pixel.
 
