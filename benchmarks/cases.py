@@ -4,6 +4,7 @@ from importlib.util import find_spec
 
 from benchmarks.harness import Case
 from benchmarks.network import forward, model_and_input
+from benchmarks.metrics import METRICS
 from benchmarks.perturbation import PERTURBATION
 
 
@@ -62,4 +63,5 @@ CASES = [
     Case("classes, batch 1", "forward", partial(forward, 1)),
     Case("classes, batch 1", "ten classes, GradCAM.many", ten_classes, 1.6),
     *PERTURBATION,
+    *METRICS,
 ]

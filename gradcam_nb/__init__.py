@@ -48,6 +48,30 @@ from .methods.smooth_gradcam_plusplus import SmoothGradCAMPlusPlus
 from .methods.sobel import Sobel
 from .methods.sscam import SSCAM
 from .methods.xgradcam import XGradCAM
+from .metrics.arcc import ADCC, ARCC
+from .metrics.benchmark import benchmark, list_metrics
+from .metrics.coherency import Coherency
+from .metrics.complexity import Complexity
+from .metrics.comprehensiveness import Comprehensiveness
+from .metrics.confidence_change import CamMultImageConfidenceChange
+from .metrics.consistency import Consistency
+from .metrics.deletion import Deletion
+from .metrics.drop import DropInConfidence
+from .metrics.energy_inside import EnergyInside
+from .metrics.imputation import NoisyLinearImputer
+from .metrics.increase import IncreaseInConfidence
+from .metrics.infidelity import Infidelity
+from .metrics.insertion import Insertion
+from .metrics.iou import BestIoU, IoU
+from .metrics.max_sensitivity import MaxSensitivity
+from .metrics.metric import Metric
+from .metrics.parameter_randomisation import ParameterRandomisation
+from .metrics.pointing_game import PointingGame
+from .metrics.rank_accuracy import RelevanceRank
+from .metrics.relevance_mass import RelevanceMass
+from .metrics.road import ROADCombined, ROADLeastRelevantFirst, ROADLeastRelevantFirstAverage, ROADMostRelevantFirst, ROADMostRelevantFirstAverage
+from .metrics.sparseness import Sparseness
+from .metrics.sufficiency import Sufficiency
 from .models import load_model
 from .reshape.channels_last import channels_last_reshape_transform
 from .reshape.fpn import fpn_reshape_transform
@@ -81,21 +105,27 @@ from .targets.softmax import ClassifierOutputSoftmaxTarget, SoftmaxOutputTarget
 from .targets.token import GeneratedTokenTarget
 
 __all__ = [
-    "AblationCAM", "AttentionRelevance", "AttentionRollout", "BaseCAM", "BeforeSuppression",
-    "BinaryClassifierOutputTarget", "BoxTarget", "CAM", "channels_last_reshape_transform", "ClassifierOutputReST",
-    "ClassifierOutputSoftmaxTarget", "ClassifierOutputTarget", "compare", "ContrastTarget",
-    "DeepFeatureFactorization", "deprocess_image", "DetectionTarget", "detr_candidates", "DifferenceTarget",
-    "DRISE", "EigenCAM", "EigenGradCAM", "explain", "Explanation", "FasterRCNNBoxScoreTarget", "FEM", "FinerCAM",
-    "FinerWeightedTarget", "fpn_reshape_transform", "FullGrad", "GeneratedTokenTarget", "GradCAM",
+    "AblationCAM", "ADCC", "ARCC", "AttentionRelevance", "AttentionRollout", "BaseCAM", "BeforeSuppression",
+    "benchmark", "BestIoU", "BinaryClassifierOutputTarget", "BoxTarget", "CAM",
+    "CamMultImageConfidenceChange", "channels_last_reshape_transform", "ClassifierOutputReST",
+    "ClassifierOutputSoftmaxTarget", "ClassifierOutputTarget", "Coherency", "compare", "Complexity",
+    "Comprehensiveness", "Consistency", "ContrastTarget", "DeepFeatureFactorization", "Deletion",
+    "deprocess_image", "DetectionTarget", "detr_candidates", "DifferenceTarget", "DRISE", "DropInConfidence",
+    "EigenCAM", "EigenGradCAM", "EnergyInside", "explain", "Explanation", "FasterRCNNBoxScoreTarget", "FEM",
+    "FinerCAM", "FinerWeightedTarget", "fpn_reshape_transform", "FullGrad", "GeneratedTokenTarget", "GradCAM",
     "GradCAMElementWise", "GradCAMPlusPlus", "GradECLIP", "grid", "GScoreCAM", "GuidedBackpropReLUModel",
-    "GuidedGradCAM", "HiResCAM", "ImageTextClassifier", "ImageTextTarget", "InstanceMaskTarget", "ISCAM",
-    "KPCA_CAM", "LayerCAM", "LeGrad", "list_layers", "list_methods", "load_model", "mirrored_and_scaled",
-    "MultiLabelOutputTarget", "noisy", "OptiCAM", "OutputPartTarget", "overlay", "pick_reshape", "Preprocess",
+    "GuidedGradCAM", "HiResCAM", "ImageTextClassifier", "ImageTextTarget", "IncreaseInConfidence",
+    "Infidelity", "Insertion", "InstanceMaskTarget", "IoU", "ISCAM", "KPCA_CAM", "LayerCAM", "LeGrad",
+    "list_layers", "list_methods", "list_metrics", "load_model", "MaxSensitivity", "Metric",
+    "mirrored_and_scaled", "MultiLabelOutputTarget", "noisy", "NoisyLinearImputer", "OptiCAM",
+    "OutputPartTarget", "overlay", "ParameterRandomisation", "pick_reshape", "PointingGame", "Preprocess",
     "preprocess_for", "preprocess_image", "RandomCAM", "RawScoresOutputTarget", "read_image", "ReciproCAM",
-    "Record", "record", "RefineCAM", "RegressionOutputTarget", "replay", "RISE", "run_dff_on_image", "ScoreCAM",
-    "SegEigenCAM", "SemanticSegmentationTarget", "sequence_first_reshape_transform", "ShapleyCAM",
-    "show_cam_on_image", "show_factorization_on_image", "signal_reshape_transform", "SimilarityTarget",
-    "SmoothGradCAMPlusPlus", "Sobel", "SoftmaxOutputTarget", "SSCAM", "suggest_layer", "swin_reshape_transform",
-    "to_boxes", "to_mask", "vit_reshape_transform", "volume_tokens_reshape_transform", "XGradCAM",
-    "yolo_candidates", "yolov8_candidates",
+    "record", "Record", "RefineCAM", "RegressionOutputTarget", "RelevanceMass", "RelevanceRank", "replay",
+    "RISE", "ROADCombined", "ROADLeastRelevantFirst", "ROADLeastRelevantFirstAverage",
+    "ROADMostRelevantFirst", "ROADMostRelevantFirstAverage", "run_dff_on_image", "ScoreCAM", "SegEigenCAM",
+    "SemanticSegmentationTarget", "sequence_first_reshape_transform", "ShapleyCAM", "show_cam_on_image",
+    "show_factorization_on_image", "signal_reshape_transform", "SimilarityTarget", "SmoothGradCAMPlusPlus",
+    "Sobel", "SoftmaxOutputTarget", "Sparseness", "SSCAM", "Sufficiency", "suggest_layer",
+    "swin_reshape_transform", "to_boxes", "to_mask", "vit_reshape_transform",
+    "volume_tokens_reshape_transform", "XGradCAM", "yolo_candidates", "yolov8_candidates",
 ]

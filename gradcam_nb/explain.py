@@ -110,7 +110,7 @@ def list_methods() -> dict[str, type]:  # name -> class, each with `paper` and `
     "The methods of the package: those of heat maps are subclasses of `BaseCAM`, the others give something else."
     import gradcam_nb
     public = {name: getattr(gradcam_nb, name) for name in gradcam_nb.__all__}
-    return {name: item for name, item in public.items() if isinstance(item, type) and getattr(item, "paper", "")}
+    return {name: item for name, item in public.items() if isinstance(item, type) and getattr(item, "cost", "")}
 
 # %% ../nbs/explain.ipynb #12
 def find_method(

@@ -43,3 +43,17 @@ def test_its_methods_are_those_of_the_package():
     from gradcam_nb import list_methods
 
     assert set(re.findall(r"^\| \[(\w+)\]\(nbs/methods/", README, flags=re.M)) == set(list_methods())
+
+
+def test_its_metrics_are_those_of_the_package():
+    from gradcam_nb import list_metrics
+
+    named = re.findall(r"^\| \[(\w+)\]\(nbs/metrics/\w+\.ipynb\) ([↑↓])", README, flags=re.M)
+    assert dict(named) == {name: "↑" if metric.higher_is_better else "↓" for name, metric in list_metrics().items()}
+
+
+def test_scorecam_and_road_are_as_much_faster_as_promised():
+    rows = {(row["group"], row["case"]): row["multiple"] for row in json.loads((ROOT / "benchmarks/results.json").read_text())["rows"]}
+    group = "ScoreCAM, 2,048 channels"
+    assert rows[group, "ScoreCAM"] <= 0.8 * rows[group, "PyPI grad-cam: ScoreCAM"]
+    assert rows["ROADCombined, batch 1", "ROADCombined"] <= 0.35 and rows["ROAD's filling, batch 1", "filling"] <= 0.1

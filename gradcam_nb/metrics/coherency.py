@@ -30,7 +30,15 @@ class Coherency(MethodMetric):
     ):  # `B`, in [0, 1]; with the changed pictures, `B × C × spatial`
         "The coherency of each picture's map."
         targets = self.settle(input_tensor, cams, targets, model)
-        maps = self.explain(cams, input_tensor, targets)
-        through = input_tensor * maps[:, None].to(input_tensor)
-        coherency = (1 + pearson(self.explain(cams, through, targets), maps)) / 2
+        coherency, through = self.of_maps(input_tensor, self.explain(cams, input_tensor, targets), cams, targets)
         return (coherency, through) if return_visualization else coherency
+
+    def of_maps(self,
+        input_tensor: Tensor,  # `B × C × spatial`
+        maps: Tensor,  # their heat maps, `B × spatial`
+        cams,  # the method that made them
+        targets: list,  # from `settle`
+    ):  # `B`, and the pictures through their maps
+        "The coherency of maps that are there already."
+        through = input_tensor * maps[:, None].to(input_tensor)
+        return (1 + pearson(self.explain(cams, through, targets), maps)) / 2, through

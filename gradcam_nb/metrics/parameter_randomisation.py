@@ -76,18 +76,19 @@ class Stages:
     everything: Tensor  # `B`, with every parameter drawn anew
     blank: Tensor  # bool, `B`: where the trained model's map is constant, so that it says nothing
     threshold: float
+    maps: Tensor | None = None  # if asked for: of the trained model and after each stage, `1 + stages × B × spatial`
 
     @property
     def end(self) -> float:
         "The mean similarity with every parameter drawn anew, over the pictures that had a map."
-        return (self.everything[~self.blank] if not self.blank.all() else self.everything).mean().item()
+        return self.everything[~self.blank | self.blank.all()].mean().item()
 
     @property
-    def flagged(self) -> bool: return bool(self.blank.all()) or self.end > self.threshold
+    def flagged(self) -> bool: return self.end > self.threshold
 
     @property
     def verdict(self) -> str:
-        if self.blank.all(): return f"{self.method} cannot be tested: its maps were constant before anything was drawn anew"
+        if self.blank.all(): return f"{self.method} was not tested: its maps were constant before anything was drawn anew" + ("" if not self.flagged else ", and still are") + "; try other pictures or targets"
         with_all = f"with every parameter drawn anew its maps have a mean similarity of {self.end:.2f} to the trained model's"
         return f"{self.method} does not notice: {with_all}; it does not show what was learnt" if self.flagged else f"{self.method} notices: {with_all}"
 
@@ -143,7 +144,9 @@ class ParameterRandomisation(MethodMetric):
         if stages.flagged: warnings.warn(stages.verdict, stacklevel=2)
         return stages.similarity.mean(0)
 
-    def stages(self, input_tensor: Tensor, cams, targets=None, model=None) -> Stages:
+    def stages(self, input_tensor: Tensor, cams, targets=None, model=None,
+        return_maps: bool = False,  # keep the maps of each stage, too
+    ) -> Stages:
         "The similarity after each stage, and what it says; the arguments are those of a call."
         model = self._model(cams, model)
         targets = self.settle(input_tensor, cams, targets, model)
@@ -156,6 +159,8 @@ class ParameterRandomisation(MethodMetric):
         if not runs and _ran(model, lambda: self.explain(cams, input_tensor[:1], targets[:1]))[1]:
             raise ValueError("cams: it runs the model that was passed and not a copy of it, as functions and lambdas do; pass an object that holds the model, such as GradCAM(model)")
 
+        maps = [before]
+
         def alike(forgotten):
             method, forgetful = self._copied(cams, trained)
             for name in forgotten: redraw(forgetful.get_submodule(name), seeds[name], self.redraw)
@@ -163,6 +168,7 @@ class ParameterRandomisation(MethodMetric):
                 # That a map of a network that knows nothing is blank need not be said.
                 warnings.simplefilter("ignore")
                 after = self.explain(method, input_tensor, targets)
+            if return_maps: maps.append(after)
             return torch.where(is_constant(before) & is_constant(after), 1., self.similarity(before, after))
 
         so_far = [[name for group in groups[:i + 1] for name in group] for i in range(len(groups))]
@@ -170,7 +176,7 @@ class ParameterRandomisation(MethodMetric):
         if set(plan[-1]) != set(order): plan = [*plan, order]
         curve = torch.stack([alike(plan[part.start]) for part in in_batches(len(plan), 1, self.name, progress=self.progress)])
         shown = [group[-1] if self.form == "cascading" or len(group) == 1 else f"{group[0]} … {group[-1]}" for group in groups]
-        return Stages(getattr(cams, "__name__", type(cams).__name__), shown, curve[:len(groups)], curve[-1], is_constant(before), self.threshold)
+        return Stages(getattr(cams, "__name__", type(cams).__name__), shown, curve[:len(groups)], curve[-1], is_constant(before), self.threshold, torch.stack(maps[:len(groups) + 1]) if return_maps else None)
 
     def _model(self, cams, model):
         inner = getattr(cams, "model", None)

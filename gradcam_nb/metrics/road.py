@@ -30,8 +30,9 @@ def _otsu(maps):
 
 def _kept(maps, percentile, most):
     "The pixels that stay when the most (or least) relevant ones go."
-    relevant = _otsu(maps) if percentile == "auto" else ranks(maps) < round((100 - percentile) / 100 * maps[0].numel())
-    return ~relevant if most else relevant
+    if percentile == "auto": return _otsu(maps) != most
+    stay, order = round(percentile / 100 * maps[0].numel()), ranks(maps)
+    return order >= maps[0].numel() - stay if most else order < stay
 
 # %% ../../nbs/metrics/road.ipynb #10
 class ROADMetric(PerturbationMetric):
@@ -41,7 +42,7 @@ class ROADMetric(PerturbationMetric):
     [arXiv 2202.00449](https://arxiv.org/abs/2202.00449). Raises `ValueError` for percentiles out of range.
     """
     paper = "Rong et al., 2022, arXiv 2202.00449"
-    misleads = "blurring a map adds no information and can still raise ROAD (arXiv 2304.13836): compare maps of about the same sharpness"
+    misleads = "Blurring a map adds no information and can still raise ROAD (arXiv 2304.13836): compare maps of about the same sharpness."
 
     def __init__(self,
         percentiles: Sequence,  # numbers from 0 to 100, or "auto"
@@ -71,7 +72,7 @@ class ROADMostRelevantFirst(ROADMetric):
     def __init__(self, percentile: float | str = 80, **how): super().__init__([percentile], **how)
 
 class ROADLeastRelevantFirst(ROADMetric):
-    "The change of the score when the least relevant pixels are gone: `percentile` per cent of them."
+    "The change of the score when the least relevant pixels are gone: `100 - percentile` per cent of them."
     sides = (False,)
     def __init__(self, percentile: float | str = 20, **how): super().__init__([percentile], **how)
 

@@ -23,8 +23,12 @@ def _angle(a, b):
 
 def _ranks(t):
     "Each value's rank in its row, between 0 and 1; equal values share the mean of their ranks."
-    ordered = t.sort(1).values
-    return (torch.searchsorted(ordered, t) + torch.searchsorted(ordered, t, right=True)).to(t) / (2 * t.shape[1])
+    ordered, place = t.sort(1)
+    # Runs of equal values: the number of each place's run, how long it is, where it ends.
+    run = F.pad(ordered[:, 1:] != ordered[:, :-1], (1, 0)).cumsum(1)
+    length = torch.zeros_like(t).scatter_add_(1, run, torch.ones_like(t))
+    middle = length.cumsum(1) - (length - 1) / 2
+    return torch.empty_like(t).scatter_(1, place, middle.gather(1, run)) / t.shape[1]
 
 # %% ../../nbs/metrics/similarity.ipynb #10
 def is_constant(

@@ -26,11 +26,13 @@ def as_masks(
     cams: Tensor,  # the heat maps, `B × spatial`
 ) -> Tensor:  # bool, `B × spatial`, on the maps' device
     "The region of the object on each map. Raises `ValueError` where neither masks nor boxes fit."
-    shape = tuple(masks.shape) if hasattr(masks, "shape") else None
-    if shape == tuple(cams.shape): return torch.as_tensor(masks, device=cams.device) != 0
-    if not (len(masks) == len(cams) and cams.ndim == 3 and all(len(torch.as_tensor(boxes).reshape(-1)) % 4 == 0 for boxes in masks) and (shape is None or shape[-1] == 4)):
+    size = tuple(cams.shape)
+    if isinstance(masks, (list, tuple)): masks = [torch.as_tensor(item) for item in masks]
+    shape = tuple(masks.shape) if hasattr(masks, "shape") else (len(masks), *masks[0].shape) if len({item.shape for item in masks}) == 1 else None
+    if shape == size: return (torch.stack(masks) if isinstance(masks, list) else torch.as_tensor(masks)).to(cams.device) != 0
+    if not (len(masks) == len(cams) and cams.ndim == 3 and all(not len(boxes) or torch.as_tensor(boxes).shape[-1] == 4 and torch.as_tensor(boxes).ndim < 3 for boxes in masks)):
         got = f"shape {shape}" if shape else f"{len(masks)} items"
-        raise ValueError(f"masks: got {got} for heat maps of shape {tuple(cams.shape)}; pass masks of that shape, or for each picture boxes n × 4")
+        raise ValueError(f"masks: got {got} for heat maps of shape {size}; pass masks of that shape, or for each picture boxes n × 4")
     return torch.stack([_in_boxes(boxes, cams.shape[1:]) for boxes in masks]).to(cams.device)
 
 # %% ../../nbs/metrics/truth.ipynb #11
