@@ -16,6 +16,7 @@ from threading import get_ident
 import torch
 from torch import Tensor, nn
 from torch.jit import ScriptModule
+from torch.overrides import TorchFunctionMode
 
 from ..core.many import in_batches
 from ..core.record import find_layer
@@ -95,6 +96,12 @@ class Stages:
     def __repr__(self): return "\n".join([self.verdict, *(f"{value:6.2f}  {name}" for name, value in zip(self.names, self.similarity.mean(1).tolist()))])
 
 # %% ../../nbs/metrics/parameter_randomisation.ipynb #15
+class _Detached(TorchFunctionMode):
+    "What a method kept of an earlier call may hang on a graph, which cannot be copied; its numbers can."
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function is Tensor.__deepcopy__ and not args[0].is_leaf: return args[0].detach().clone()
+        return function(*args, **(kwargs or {}))
+
 def _ran(model, call):
     "What a call gives, and whether this thread ran the model in it."
     seen, thread = [], get_ident()
@@ -200,6 +207,6 @@ class ParameterRandomisation(MethodMetric):
 
     def _copied(self, cams, model):
         try:
-            with torch.inference_mode(False): cams, model = copy.deepcopy((cams, model))
+            with torch.inference_mode(False), _Detached(): cams, model = copy.deepcopy((cams, model))
         except Exception as error: raise ValueError(f"model: it cannot be copied together with the method, and is not changed itself ({error})") from error
         return cams, model.eval()
