@@ -53,7 +53,7 @@ from .metrics.benchmark import benchmark, list_metrics
 from .metrics.coherency import Coherency
 from .metrics.complexity import Complexity
 from .metrics.comprehensiveness import Comprehensiveness
-from .metrics.confidence_change import CamMultImageConfidenceChange
+from .metrics.confidence_change import CamMultImageConfidenceChange, multiply_tensor_with_cam
 from .metrics.consistency import Consistency
 from .metrics.deletion import Deletion
 from .metrics.drop import DropInConfidence
@@ -117,15 +117,16 @@ __all__ = [
     "GuidedGradCAM", "HiResCAM", "ImageTextClassifier", "ImageTextTarget", "IncreaseInConfidence",
     "Infidelity", "Insertion", "InstanceMaskTarget", "IoU", "ISCAM", "KPCA_CAM", "LayerCAM", "LeGrad",
     "list_layers", "list_methods", "list_metrics", "load_model", "MaxSensitivity", "Metric",
-    "mirrored_and_scaled", "MultiLabelOutputTarget", "noisy", "NoisyLinearImputer", "OptiCAM",
-    "OutputPartTarget", "overlay", "ParameterRandomisation", "pick_reshape", "PointingGame", "Preprocess",
-    "preprocess_for", "preprocess_image", "RandomCAM", "RawScoresOutputTarget", "read_image", "ReciproCAM",
-    "record", "Record", "RefineCAM", "RegressionOutputTarget", "RelevanceMass", "RelevanceRank", "replay",
-    "RISE", "ROADCombined", "ROADLeastRelevantFirst", "ROADLeastRelevantFirstAverage",
-    "ROADMostRelevantFirst", "ROADMostRelevantFirstAverage", "run_dff_on_image", "ScoreCAM", "SegEigenCAM",
-    "SemanticSegmentationTarget", "sequence_first_reshape_transform", "ShapleyCAM", "show_cam_on_image",
-    "show_factorization_on_image", "signal_reshape_transform", "SimilarityTarget", "SmoothGradCAMPlusPlus",
-    "Sobel", "SoftmaxOutputTarget", "Sparseness", "SSCAM", "Sufficiency", "suggest_layer",
-    "swin_reshape_transform", "to_boxes", "to_mask", "vit_reshape_transform",
-    "volume_tokens_reshape_transform", "XGradCAM", "yolo_candidates", "yolov8_candidates",
+    "mirrored_and_scaled", "MultiLabelOutputTarget", "multiply_tensor_with_cam", "noisy",
+    "NoisyLinearImputer", "OptiCAM", "OutputPartTarget", "overlay", "ParameterRandomisation", "pick_reshape",
+    "PointingGame", "Preprocess", "preprocess_for", "preprocess_image", "RandomCAM", "RawScoresOutputTarget",
+    "read_image", "ReciproCAM", "record", "Record", "RefineCAM", "RegressionOutputTarget", "RelevanceMass",
+    "RelevanceRank", "replay", "RISE", "ROADCombined", "ROADLeastRelevantFirst",
+    "ROADLeastRelevantFirstAverage", "ROADMostRelevantFirst", "ROADMostRelevantFirstAverage",
+    "run_dff_on_image", "ScoreCAM", "SegEigenCAM", "SemanticSegmentationTarget",
+    "sequence_first_reshape_transform", "ShapleyCAM", "show_cam_on_image", "show_factorization_on_image",
+    "signal_reshape_transform", "SimilarityTarget", "SmoothGradCAMPlusPlus", "Sobel", "SoftmaxOutputTarget",
+    "Sparseness", "SSCAM", "Sufficiency", "suggest_layer", "swin_reshape_transform", "to_boxes", "to_mask",
+    "vit_reshape_transform", "volume_tokens_reshape_transform", "XGradCAM", "yolo_candidates",
+    "yolov8_candidates",
 ]

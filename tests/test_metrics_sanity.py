@@ -26,6 +26,7 @@ from gradcam_nb.samples.networks import load
 from gradcam_nb.samples.scenes import TEST, scenes
 from gradcam_nb.targets.classifier import ClassifierOutputTarget
 
+pytestmark = pytest.mark.filterwarnings("ignore:blank heat map", "ignore:An input array is constant")
 N = 4
 
 
@@ -376,6 +377,21 @@ def test_a_reparametrised_layer_forgets_too():
         for name in learnt_layers(model, x):
             redraw(model.get_submodule(name), 0)
         assert not torch.allclose(model(x), before(x), atol=1e-3)
+
+
+def test_norms_without_parameters_forget_too():
+    import torchvision
+
+    for norm in (nn.BatchNorm2d(4, affine=False), torchvision.ops.FrozenBatchNorm2d(4)):
+        for t in norm.buffers():
+            if t.is_floating_point():
+                t += torch.rand(4)
+        model = nn.Sequential(nn.Conv2d(3, 4, 3), norm, nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+        assert learnt_layers(model, torch.randn(1, 3, 8, 8)) == ["1", "0"]
+        for how in ("reset", "shuffle"):
+            forgetful = copy.deepcopy(norm)
+            redraw(forgetful, 0, how)
+            assert not any(torch.equal(a, b) for a, b in zip(norm.buffers(), forgetful.buffers()) if a.is_floating_point())
 
 
 def test_drawing_is_seeded_and_leaves_the_random_state():

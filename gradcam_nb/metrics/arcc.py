@@ -24,7 +24,7 @@ def _harmonic(parts):
     return len(parts) / (1 / parts).sum(0)
 
 class _Combined(MethodMetric):
-    misleads = "Two of its three parts change with the contrast of the map, whatever it shows."
+    misleads = "All of its parts but ROAD change with the contrast of the map, whatever it shows."
 
     def __init__(self, *,
         score: str = "softmax",  # what a class as target means: "softmax", "sigmoid", or "raw" for the model's own number

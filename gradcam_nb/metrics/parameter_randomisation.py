@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import chain
 from threading import get_ident
 
 import torch
@@ -26,21 +27,25 @@ from .method import MethodMetric
 from .similarity import find_similarity, is_constant
 
 # %% ../../nbs/metrics/parameter_randomisation.ipynb #08
+def _statistics(module):
+    "What a norm has learnt without gradients; a frozen one, all that it knows."
+    names = ("running_mean", "running_var", "weight", "bias") if getattr(module, "running_mean", None) is not None else ()
+    return [t for name, t in module.named_buffers(recurse=False) if name in names]
+
 def learnt_layers(
     model: nn.Module,  # left as it was found
     input_tensor: Tensor,  # one picture of it is run
 ) -> list[str]:  # names, from the output backwards
-    "The modules with parameters of their own."
+    "The modules with parameters of their own, and norms with statistics."
     ran = {layer.name: i for i, layer in enumerate(list_layers(model, input_tensor))}
 
     def place(name):
         while name and name not in ran: name = name.rpartition(".")[0]
         return ran.get(name, -1)
 
-    own = [name for name, module in model.named_modules() if any(True for _ in module.parameters(recurse=False))]
-    return sorted(own, key=place, reverse=True)
+    learnt = [name for name, module in model.named_modules() if _statistics(module) or any(True for _ in module.parameters(recurse=False))]
+    return sorted(learnt, key=place, reverse=True)
 
-# %% ../../nbs/metrics/parameter_randomisation.ipynb #11
 def redraw(
     layer: nn.Module,  # changed in place: its own parameters, not those of modules inside it
     seed: int,
@@ -57,17 +62,15 @@ def redraw(
         # Not `torch.manual_seed`, which seeds every GPU as well; and drawn on the CPU, so the same on every device.
         torch.default_generator.manual_seed(seed)
         if resets:
-            device = next(layer.parameters(recurse=False)).device
+            device = next(chain(own.values(), layer.buffers(recurse=False))).device
             layer.to("cpu").reset_parameters()
             layer.to(device)
         for name, p in own.items():
             # What a reset leaves as it was is reparametrised (a weight norm), unless it is the norm's constant start.
             if not resets or torch.equal(p, before[name]) and p.numel() and p.min() < p.max(): shuffle(p)
-        if how == "shuffle":
-            for name in ("running_mean", "running_var"):
-                if isinstance(getattr(layer, name, None), Tensor): shuffle(getattr(layer, name))
+        for t in [] if resets else _statistics(layer): shuffle(t)
 
-# %% ../../nbs/metrics/parameter_randomisation.ipynb #13
+# %% ../../nbs/metrics/parameter_randomisation.ipynb #11
 @dataclass
 class Stages:
     "How alike the maps are after each stage of forgetting, and what that says."
@@ -95,7 +98,7 @@ class Stages:
 
     def __repr__(self): return "\n".join([self.verdict, *(f"{value:6.2f}  {name}" for name, value in zip(self.names, self.similarity.mean(1).tolist()))])
 
-# %% ../../nbs/metrics/parameter_randomisation.ipynb #15
+# %% ../../nbs/metrics/parameter_randomisation.ipynb #13
 class _Detached(TorchFunctionMode):
     "What a method kept of an earlier call may hang on a graph, which cannot be copied; its numbers can."
     def __torch_function__(self, function, types, args=(), kwargs=None):
@@ -111,7 +114,7 @@ def _ran(model, call):
             if not isinstance(module, ScriptModule): hooks.callback(module.register_forward_pre_hook(note).remove)
         return call(), bool(seen)
 
-# %% ../../nbs/metrics/parameter_randomisation.ipynb #16
+# %% ../../nbs/metrics/parameter_randomisation.ipynb #14
 class ParameterRandomisation(MethodMetric):
     """How alike the maps stay when the model forgets what it learnt, in the mean of the stages; warns of a method that does not notice.
 
