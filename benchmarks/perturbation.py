@@ -112,8 +112,8 @@ def d_rise(size):
 def _peak(batch, baseline, **methods):
     """The memory of each method beside that of one batch."""
     group = f"peak memory, {batch}"
-    first = Case(group, batch, baseline, memory=True, rounds=3)
-    return [first, *(Case(group, name, prepare, 1.2, memory=True, rounds=3) for name, prepare in methods.items())]
+    first = Case(group, batch, baseline, memory=True, rounds=1)
+    return [first, *(Case(group, name, prepare, 1.2, memory=True, rounds=1) for name, prepare in methods.items())]
 
 
 PERTURBATION = [

@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten
 
 from .replay import Tape, call_model
-from .visit import evaluating, intercepting, unwrap
+from .visit import evaluating, unwrap
 
 # %% ../../nbs/core/record.ipynb #08
 @dataclass
@@ -120,13 +120,10 @@ def _run(model, layers, inputs, with_gradient, fold, replayable=False, insist=Fa
         stack.enter_context(evaluating(model))
         if insist: stack.enter_context(_Insist())
         tape = Tape(model, layers[0], inputs) if replayable else None
-        if tape:
-            stack.enter_context(intercepting(model, tape))
-            stack.callback(tape.clean.clear)  # only of use while the model runs, and it holds every output
         keeper = _Keeper(layers, with_gradient, fold)
         # In front of hooks that are there already: one that hands the output on (transformers' `hidden_states`) must hand on ours.
         for layer in layers: stack.callback(layer.register_forward_hook(keeper, prepend=True).remove)
-        output = call_model(model, inputs)
+        output = tape.run() if tape else call_model(model, inputs)
     return output, keeper, tape
 
 def _gradients(score, keeper, create_graph):

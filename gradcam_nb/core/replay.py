@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten
 
 from .visit import evaluating, intercepting
 
@@ -30,6 +31,24 @@ class _Path:
         self.made.pop()
 
 # %% ../../nbs/core/replay.ipynb #10
+class _Wanted(Exception): "An answer is read whose numbers were let go of."
+
+class _Shape(torch.Tensor):
+    "A tensor without its numbers."
+    @staticmethod
+    def __new__(cls, t, shape=None): return torch.Tensor._make_wrapper_subclass(cls, t.shape if shape is None else shape, dtype=t.dtype, device=t.device)
+
+    @classmethod
+    def __torch_dispatch__(cls, function, types, args=(), kwargs=None): raise _Wanted
+
+class _Watch(TorchDispatchMode):
+    "Shows each tensor that is computed with."
+    def __init__(self, see): super().__init__(); self.see = see
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.see((args, kwargs))
+        return function(*args, **(kwargs or {}))
+
 class Tape:
     "The answers of all calls of one run that cannot depend on a layer; a guest for `intercepting`."
     def __init__(self,
@@ -40,16 +59,31 @@ class Tape:
         self.model, self.layer, self.inputs = model, layer, inputs
         self.around = {module for module in model.modules() if any(layer is part for part in module.modules())}
         self.answers, self.calls = {}, []  # path -> answer; the paths of the layer's own calls
+        self.gave, self.read = {}, set()  # path -> where its answer lay; where the model's own code has read
         self.here, self.inside = _Path(), False  # inside a call that is written as a whole
         self.clean = {}  # storage -> (a tensor in it, its version): known not to depend on the layer
         self.mark(inputs)
 
+    def run(self, whole: bool = False):
+        "The model's output; numbers that nothing needs are let go of, unless the `whole` tape is asked for."
+        with intercepting(self.model, self), _Watch(self.see): output = call_model(self.model, self.inputs)
+        self.see(output)
+        if whole: self.read.update(self.clean)
+        for path, answer in self.answers.items():
+            leaves, structure = tree_flatten(answer)
+            self.answers[path] = tree_unflatten([_Shape(t) if place and place not in self.read else t for t, place in zip(leaves, self.gave[path])], structure)
+        self.clean.clear()  # only of use while the model runs, and it holds every output
+        return output
+
+    def see(self, tree):
+        if not self.inside: self.read.update(map(_place, tree_leaves(tree)))
+
     def mark(self, tree):
         for t in tree_leaves(tree):
-            if isinstance(t, torch.Tensor): self.clean[t.untyped_storage().data_ptr()] = t, t._version
+            if isinstance(t, torch.Tensor): self.clean[_place(t)] = t, t._version
 
     def is_clean(self, t):
-        known, version = self.clean.get(t.untyped_storage().data_ptr(), (None, None))
+        known, version = self.clean.get(_place(t), (None, None))
         return known is not None and known._version == version
 
     def __call__(self, module, forward, args, kwargs):
@@ -59,16 +93,21 @@ class Tape:
             before = not self.calls and module not in self.around
             later = bool(self.calls and given) and module is not self.layer and all(map(self.is_clean, given))
             self.inside = before or later or module is self.layer
-            try: output = forward(*args, **kwargs)
+            try:
+                output = forward(*args, **kwargs)
+                if before or later: self.answers[path] = tree_map_only(torch.Tensor, lambda t: t.detach().clone(), output)
             finally: self.inside = False
             if module is self.layer:
                 self.calls.append(path)
-                for t in tree_leaves(output):
-                    if isinstance(t, torch.Tensor): self.clean.pop(t.untyped_storage().data_ptr(), None)
+                for t in tree_leaves(output): self.clean.pop(_place(t), None)
             elif before or later:
-                self.answers[path] = tree_map_only(torch.Tensor, lambda t: t.detach().clone(), output)
+                self.gave[path] = [*map(_place, tree_leaves(output))]
                 self.mark(output)
             return output
+
+def _place(t):
+    "Where a tensor's numbers lie; None for what has none."
+    return t.untyped_storage().data_ptr() if isinstance(t, torch.Tensor) else None
 
 # %% ../../nbs/core/replay.ipynb #12
 def _batch_dim(t, batch):
@@ -112,17 +151,27 @@ def _times(recorded, given, batch):
         raise ValueError(f"activations: shape {tuple(given.shape)} is not a number of variants of the layer's {tuple(recorded.shape)}")
     return given.shape[dim] // recorded.shape[dim]
 
+def _shown(t, spread):
+    return _Shape(t, spread(torch.empty(t.shape, device="meta")).shape) if isinstance(t, _Shape) else spread(t)
+
 def _answer(tape, activations, call, spread):
     here, place = _Path(), tape.calls[call]
 
     def guest(module, forward, args, kwargs):
         with here as path:
             if path == place: return activations
-            if path in tape.answers: return tree_map_only(torch.Tensor, spread, tape.answers[path])
+            if path in tape.answers: return tree_map_only(torch.Tensor, lambda t: _shown(t, spread), tape.answers[path])
             return forward(*args, **kwargs)
 
     with intercepting(tape.model, guest):
         return call_model(tape.model, tree_map_only(torch.Tensor, spread, tape.inputs))
+
+def _answered(record, *question):
+    try: return _answer(record.tape, *question)
+    except _Wanted:
+        record.tape = Tape(record.tape.model, record.tape.layer, record.tape.inputs)
+        with torch.no_grad(): record.tape.run(whole=True)
+        return _answer(record.tape, *question)
 
 # %% ../../nbs/core/replay.ipynb #17
 def replay(
@@ -146,7 +195,7 @@ def replay(
     if layer in record.overwritten: activations = tree_map_only(torch.Tensor, torch.clone, activations)
     wanted = any(isinstance(t, torch.Tensor) and t.requires_grad for t in tree_leaves(activations))
     with torch.inference_mode(False), torch.set_grad_enabled(wanted), evaluating(tape.model):
-        try: return _answer(tape, activations, call, spread)
+        try: return _answered(record, activations, call, spread)
         except RuntimeError as error:
             if "single memory location" not in str(error): raise
-            return _answer(tape, activations, call, lambda t: spread(t).clone())
+            return _answered(record, activations, call, lambda t: spread(t).clone())
