@@ -2,7 +2,7 @@
 # The environment is .venv in this folder. A stamp named after a hash of what it is made from says that it is ready.
 PYTHON ?= python3.11
 PYTHON := $(shell command -v $(PYTHON) 2>/dev/null || command -v python3)
-HASH := $(shell cat settings.ini setup.py pyproject.toml Makefile book/gradcam-nb-filter | sha256sum | cut -c1-16)
+HASH := $(shell cat settings.ini setup.py pyproject.toml Makefile book/gradcam-nb-filter tests/get_browser.sh | sha256sum | cut -c1-16)
 VENV := .venv
 BIN := $(VENV)/bin
 RUN := $(VENV)/.run-$(HASH)
@@ -11,7 +11,7 @@ SETTING = $(shell $(BIN)/python -c "import configparser as c; p = c.ConfigParser
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: demo test lab book env dev step notebooks pytest bench clean
+.PHONY: demo test lab book env dev browser step notebooks pytest screenshots bench clean
 demo: $(RUN)
 	$(BIN)/gradcam-nb demo --out output
 
@@ -27,8 +27,13 @@ $(RUN):
 $(DEV): $(RUN)
 	$(BIN)/python -m pip install -q -e ".[dev]"
 	$(BIN)/python -m pip install -q --no-deps $(call SETTING,peer_requirements)
+	@sh tests/get_browser.sh $(VENV)/npm
 	rm -f $(VENV)/.dev-*
 	touch $@
+
+# Chromium and the widget manager's scripts: without them the browser tests skip, saying so.
+browser:
+	@sh tests/get_browser.sh $(VENV)/npm
 
 lab: $(DEV)
 	$(BIN)/jupyter lab --notebook-dir nbs
@@ -44,6 +49,10 @@ notebooks: $(DEV)
 
 pytest: $(DEV)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -n 2 --dist loadfile
+
+# The pictures in the book that show a browser.
+screenshots: $(DEV)
+	GRADCAM_NB_SCREENSHOTS=book $(BIN)/python -m pytest -q tests/test_browser_book.py tests/test_browser_lab.py -k screen
 
 # Needs Quarto on PATH.
 book: $(DEV)

@@ -2,11 +2,12 @@
 
 __version__ = "0.1.0"
 
-from .compare import compare
+from .compare import compare, compare_layers
 from .core.cam import BaseCAM
 from .core.record import Record, record
 from .core.replay import replay
-from .explain import Explanation, explain, list_methods
+from .explain import explain, list_methods
+from .explanation import Explanation
 from .imaging.figure import grid
 from .imaging.overlay import overlay, show_cam_on_image
 from .imaging.preprocess import Preprocess, deprocess_image, preprocess_for, preprocess_image
@@ -103,30 +104,32 @@ from .targets.segmentation import SemanticSegmentationTarget
 from .targets.similarity import DifferenceTarget, SimilarityTarget
 from .targets.softmax import ClassifierOutputSoftmaxTarget, SoftmaxOutputTarget
 from .targets.token import GeneratedTokenTarget
+from .widgets.explore import explore
+from .widgets.picker import method_images, picker, picker_figure
 
 __all__ = [
     "AblationCAM", "ADCC", "ARCC", "AttentionRelevance", "AttentionRollout", "BaseCAM", "BeforeSuppression",
     "benchmark", "BestIoU", "BinaryClassifierOutputTarget", "BoxTarget", "CAM",
     "CamMultImageConfidenceChange", "channels_last_reshape_transform", "ClassifierOutputReST",
-    "ClassifierOutputSoftmaxTarget", "ClassifierOutputTarget", "Coherency", "compare", "Complexity",
-    "Comprehensiveness", "Consistency", "ContrastTarget", "DeepFeatureFactorization", "Deletion",
-    "deprocess_image", "DetectionTarget", "detr_candidates", "DifferenceTarget", "DRISE", "DropInConfidence",
-    "EigenCAM", "EigenGradCAM", "EnergyInside", "explain", "Explanation", "FasterRCNNBoxScoreTarget", "FEM",
-    "FinerCAM", "FinerWeightedTarget", "fpn_reshape_transform", "FullGrad", "GeneratedTokenTarget", "GradCAM",
-    "GradCAMElementWise", "GradCAMPlusPlus", "GradECLIP", "grid", "GScoreCAM", "GuidedBackpropReLUModel",
-    "GuidedGradCAM", "HiResCAM", "ImageTextClassifier", "ImageTextTarget", "IncreaseInConfidence",
-    "Infidelity", "Insertion", "InstanceMaskTarget", "IoU", "ISCAM", "KPCA_CAM", "LayerCAM", "LeGrad",
-    "list_layers", "list_methods", "list_metrics", "load_model", "MaxSensitivity", "Metric",
-    "mirrored_and_scaled", "MultiLabelOutputTarget", "multiply_tensor_with_cam", "noisy",
-    "NoisyLinearImputer", "OptiCAM", "OutputPartTarget", "overlay", "ParameterRandomisation", "pick_reshape",
-    "PointingGame", "Preprocess", "preprocess_for", "preprocess_image", "RandomCAM", "RawScoresOutputTarget",
-    "read_image", "ReciproCAM", "record", "Record", "RefineCAM", "RegressionOutputTarget", "RelevanceMass",
-    "RelevanceRank", "replay", "RISE", "ROADCombined", "ROADLeastRelevantFirst",
-    "ROADLeastRelevantFirstAverage", "ROADMostRelevantFirst", "ROADMostRelevantFirstAverage",
-    "run_dff_on_image", "ScoreCAM", "SegEigenCAM", "SemanticSegmentationTarget",
-    "sequence_first_reshape_transform", "ShapleyCAM", "show_cam_on_image", "show_factorization_on_image",
-    "signal_reshape_transform", "SimilarityTarget", "SmoothGradCAMPlusPlus", "Sobel", "SoftmaxOutputTarget",
-    "Sparseness", "SSCAM", "Sufficiency", "suggest_layer", "swin_reshape_transform", "to_boxes", "to_mask",
-    "vit_reshape_transform", "volume_tokens_reshape_transform", "XGradCAM", "yolo_candidates",
-    "yolov8_candidates",
+    "ClassifierOutputSoftmaxTarget", "ClassifierOutputTarget", "Coherency", "compare", "compare_layers",
+    "Complexity", "Comprehensiveness", "Consistency", "ContrastTarget", "DeepFeatureFactorization",
+    "Deletion", "deprocess_image", "DetectionTarget", "detr_candidates", "DifferenceTarget", "DRISE",
+    "DropInConfidence", "EigenCAM", "EigenGradCAM", "EnergyInside", "explain", "Explanation", "explore",
+    "FasterRCNNBoxScoreTarget", "FEM", "FinerCAM", "FinerWeightedTarget", "fpn_reshape_transform", "FullGrad",
+    "GeneratedTokenTarget", "GradCAM", "GradCAMElementWise", "GradCAMPlusPlus", "GradECLIP", "grid",
+    "GScoreCAM", "GuidedBackpropReLUModel", "GuidedGradCAM", "HiResCAM", "ImageTextClassifier",
+    "ImageTextTarget", "IncreaseInConfidence", "Infidelity", "Insertion", "InstanceMaskTarget", "IoU",
+    "ISCAM", "KPCA_CAM", "LayerCAM", "LeGrad", "list_layers", "list_methods", "list_metrics", "load_model",
+    "MaxSensitivity", "method_images", "Metric", "mirrored_and_scaled", "MultiLabelOutputTarget",
+    "multiply_tensor_with_cam", "noisy", "NoisyLinearImputer", "OptiCAM", "OutputPartTarget", "overlay",
+    "ParameterRandomisation", "pick_reshape", "picker", "picker_figure", "PointingGame", "Preprocess",
+    "preprocess_for", "preprocess_image", "RandomCAM", "RawScoresOutputTarget", "read_image", "ReciproCAM",
+    "Record", "record", "RefineCAM", "RegressionOutputTarget", "RelevanceMass", "RelevanceRank", "replay",
+    "RISE", "ROADCombined", "ROADLeastRelevantFirst", "ROADLeastRelevantFirstAverage",
+    "ROADMostRelevantFirst", "ROADMostRelevantFirstAverage", "run_dff_on_image", "ScoreCAM", "SegEigenCAM",
+    "SemanticSegmentationTarget", "sequence_first_reshape_transform", "ShapleyCAM", "show_cam_on_image",
+    "show_factorization_on_image", "signal_reshape_transform", "SimilarityTarget", "SmoothGradCAMPlusPlus",
+    "Sobel", "SoftmaxOutputTarget", "Sparseness", "SSCAM", "Sufficiency", "suggest_layer",
+    "swin_reshape_transform", "to_boxes", "to_mask", "vit_reshape_transform",
+    "volume_tokens_reshape_transform", "XGradCAM", "yolo_candidates", "yolov8_candidates",
 ]

@@ -1,10 +1,11 @@
-"""What tests share: the folder of real weights and photos."""
+"""What tests share: the folder of real weights and photos; the browser."""
 import os
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from browser import chromium, new_page, offline_page  # noqa: F401  fixtures
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("GRADCAM_NB_DATA", ROOT.parent / "shared" / "data"))

@@ -12,6 +12,7 @@ from pathlib import Path
 import nbformat
 import pytest
 import yaml
+from ipywidgets import Widget
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "gradcam_nb"
@@ -28,6 +29,7 @@ FLOORS = [
     ["core.attention_cam", "core.perturbation"],
     ["core.variants"],
     ["methods", "metrics", "models"],
+    ["explanation"],
     ["explain"],
     ["compare"],
     ["widgets", "scale"],
@@ -119,12 +121,15 @@ def test_notebook(path, monkeypatch):
             assert output.get("name") != "stderr"
             assert not re.search(r"/(root|home|tmp|work)/", json.dumps(output.get("text", "")) + json.dumps(output.get("data", {}).get("text/plain", "")))
     monkeypatch.chdir(path.parent)
-    no_directive_is_left(filtered(path))
+    written = filtered(path)
+    no_directive_is_left(written)
+    assert len(written.encode()) < 1_500_000, "a page of the book, its pickers and all, weighs at most 1.5 MB"
 
 
 def filtered(path):
     """What the filter makes of a page, run in this process: starting it a hundred times takes minutes."""
     given, written = sys.stdin, io.StringIO()
+    Widget.close_all()  # those of the pages before are no part of this one
     with contextlib.redirect_stdout(written):
         sys.stdin = io.StringIO(path.read_text())
         try:

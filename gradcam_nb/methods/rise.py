@@ -16,7 +16,7 @@ from ..core.heatmap import normalize, positive, resize
 from ..core.perturbation import PerturbationCAM
 from ..core.run import Run
 from ..layers import first_tensor
-from ..targets.softmax import SCORES
+from ..targets.softmax import find_score
 
 # %% ../../nbs/methods/rise.ipynb #10
 class RandomMasks:
@@ -76,8 +76,7 @@ class RISE(PerturbationCAM):
         super().__init__(_BlackBox(model) if callable(model) and not isinstance(model, nn.Module) else model, batch_size=batch_size, progress=progress)
         if n_masks < 1 or cells < 1: raise ValueError(f"n_masks, cells: got {n_masks} and {cells}; pass 1 or more")
         if not 0 < keep < 1: raise ValueError(f"keep: got {keep}; pass a probability between 0 and 1, such as 0.5")
-        if score not in SCORES: raise ValueError(f"score: got {score!r}; pass one of {', '.join(SCORES)}")
-        self.target_layers, self.as_score, self.centred = [], SCORES[score], centred
+        self.target_layers, self.as_score, self.centred = [], find_score(score), centred
         self.n_masks, self.cells, self.keep, self.seed = n_masks, cells, keep, seed
 
     def get_maps(self,

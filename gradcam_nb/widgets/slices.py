@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..core.heatmap import stretch
 from ..imaging.overlay import overlay
+from .picker import readable
 
 # %% ../../nbs/widgets/slices.ipynb #08
 def slice_images(
@@ -63,7 +64,7 @@ def slices(
     stack = Stack(shown, selected_index=strongest)
     jslink((slider, "value"), (stack, "selected_index"))
     note = HTML(f"axis {axis % 3}, each {every}. slice" if every > 1 else f"axis {axis % 3}")
-    return VBox([slider, stack, note])
+    return readable(VBox([slider, stack, note]))
 
 # %% ../../nbs/widgets/slices.ipynb #13
 def _png(image):

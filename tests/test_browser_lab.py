@@ -1,0 +1,382 @@
+"""The explorer in a real JupyterLab and a real Chromium: every click changes the picture as it should."""
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gradcam_nb.widgets.painting import Panel, raw_map
+from gradcam_nb.widgets.session import Session
+
+ROOT = Path(__file__).resolve().parent.parent
+LAYER = "Layer (with Ctrl: several, fused)"
+SCREENSHOTS = os.environ.get("GRADCAM_NB_SCREENSHOTS")
+BYTES = "async img => { try { return Array.from(new Uint8Array(await (await fetch(img.src)).arrayBuffer())) } catch { return null } }"
+# Cells that are out of sight stay in the page; no question about news stands before the panel.
+SETTINGS = {
+    "notebook-extension/tracker": {"windowingMode": "none"},
+    "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
+}
+QUICK = {
+    "cells": [
+        {"cell_type": "code", "id": "a", "metadata": {}, "execution_count": None, "outputs": [], "source": source}
+        for source in ("from gradcam_nb import explore", "explore()")
+    ],
+    "metadata": {"kernelspec": {"name": "python3", "display_name": "python3", "language": "python"}},
+    "nbformat": 4,
+    "nbformat_minor": 5,
+}
+QUICK["cells"][1]["id"] = "b"
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    """A JupyterLab of its own: the address, and the folder that it serves."""
+    home = tmp_path_factory.mktemp("lab")
+    files = home / "files"
+    files.mkdir()
+    shutil.copy(ROOT / "nbs/widgets/explore.ipynb", files)
+    (files / "quick.ipynb").write_text(json.dumps(QUICK))
+    for name, setting in SETTINGS.items():
+        file = home / "settings/@jupyterlab" / f"{name}.jupyterlab-settings"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(setting))
+    places = {f"JUPYTER{name}_DIR": str(home / name.strip("_").lower()) for name in ("_CONFIG", "_RUNTIME", "_DATA", "LAB_WORKSPACES")}
+    environment = {**os.environ, **places, "JUPYTERLAB_SETTINGS_DIR": str(home / "settings"), "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}  # other tests run beside this one
+    log = (home / "log").open("w")
+    options = ["--no-browser", "--allow-root", "--port=0", "--ip=127.0.0.1", "--IdentityProvider.token=", "--ServerApp.password=", "--LabApp.expose_app_in_browser=True"]
+    command = [sys.executable, "-m", "jupyterlab", *options, f"--ServerApp.root_dir={files}"]
+    server = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
+    try:
+        yield _address(home, server), files
+    finally:
+        server.terminate()
+        server.wait(20)
+
+
+def _address(home, server):
+    until = time.monotonic() + 90
+    while time.monotonic() < until and server.poll() is None:
+        for file in (home / "runtime").glob("jpserver-*.json"):
+            try:
+                url = json.loads(file.read_text())["url"]
+                urllib.request.urlopen(url + "api").read()
+                return url
+            except (OSError, ValueError):
+                pass
+        time.sleep(0.2)
+    pytest.fail(f"JupyterLab did not start: {(home / 'log').read_text()[-2000:]}")
+
+
+def _open(chromium, lab, notebook, **options):
+    address, _ = lab
+    context = chromium.new_context(viewport={"width": 1400, "height": 1000}, **options)
+    context.grant_permissions(["clipboard-read", "clipboard-write"], origin=address.rstrip("/"))
+    page = context.new_page()
+    page.set_default_timeout(30_000)
+    page.set_default_navigation_timeout(60_000)
+    page.goto(f"{address}lab/tree/{notebook}?reset")
+    page.wait_for_selector(".jp-Notebook .jp-Cell")
+    page.get_by_text("| Idle").wait_for()
+    return page
+
+
+class Shown:
+    """The panel in the page."""
+
+    def __init__(self, page):
+        self.page = page
+        self.root = page.locator(".jp-OutputArea-output .widget-vbox").first
+
+    def picture(self, i):
+        """The i-th picture, as numbers."""
+        data = None
+        while data is None:  # its source may be taken away by the next picture just then
+            data = self.root.locator(".gradcam-nb img").nth(i).evaluate(BYTES)
+        return np.asarray(Image.open(io.BytesIO(bytes(data))).convert("RGB")).astype(int)
+
+    def choose(self, label, *values):
+        self.root.get_by_label(label, exact=True).first.select_option(list(values))
+
+    def layer(self, *values):
+        self.choose(LAYER, *values)
+
+    def slider(self, name):
+        return self.root.locator(".widget-hslider", has_text=name).locator(".noUi-handle")
+
+    def until(self, picture, i=1, seconds=20.0):
+        """Wait until the i-th picture is this one."""
+        begun = time.monotonic()
+        while True:
+            there = self.picture(i)
+            if there.shape == picture.shape and np.abs(there - picture).mean() < 1:
+                return time.monotonic() - begun
+            if time.monotonic() - begun > seconds:
+                pytest.fail(f"picture {i} is not the expected one after {seconds} s; the panel says: {self.said()}")
+            time.sleep(0.02)
+
+    def said(self):
+        return self.root.locator("[role=alert]").all_inner_texts()
+
+
+@pytest.fixture(scope="module")
+def session():
+    return Session("scenes-cnn", "scene:3")
+
+
+@pytest.fixture(scope="module")
+def expected(session):
+    """What the panel ought to show."""
+    panel = Panel(session.pictures[0], session.region(0))
+
+    def picture(i=1, colormap="turbo", opacity=0.5, threshold=0.0, **setting):
+        heat = session.explain(session.setting(**setting)).heat_map
+        image = panel.painted(heat, colormap=colormap, opacity=opacity, threshold=threshold) if i == 1 else raw_map(heat, colormap, threshold)
+        return np.asarray(image.convert("RGB")).astype(int)
+
+    return picture
+
+
+@pytest.fixture(scope="module")
+def shown(chromium, lab):
+    """The explorer's own notebook, run from the menu."""
+    page = _open(chromium, lab, "explore.ipynb")
+    page.get_by_role("menuitem", name="Run", exact=True).click()
+    page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+    page.wait_for_function("document.querySelectorAll('.gradcam-nb img')[1]?.naturalWidth > 1")
+    yield Shown(page)
+    page.context.close()
+
+
+def test_first_picture(shown, expected):
+    shown.until(expected())
+    assert (np.abs(shown.picture(0) - expected(opacity=0)) < 2).all()
+    shown.until(expected(i=2), i=2)
+
+
+def test_layer_method_target(shown, expected, session):
+    shown.layer("layer2")
+    shown.until(expected(layers="layer2"))
+    shown.choose("Method", "LayerCAM")
+    shown.until(expected(layers="layer2", method="LayerCAM"))
+    second = session.questions(0)[1]
+    shown.choose("Target", second.code)
+    shown.until(expected(layers="layer2", method="LayerCAM", asked=second))
+    shown.layer("layer3", "layer4")
+    shown.until(expected(layers=["layer3", "layer4"], method="LayerCAM", asked=second))
+    shown.layer("layer2")
+    shown.until(expected(layers="layer2", method="LayerCAM", asked=second), seconds=1)
+
+
+def test_a_dead_layer_is_grey(shown):
+    options = shown.root.get_by_label(LAYER, exact=True).locator("option")
+    assert options.filter(has_text="fc").last.is_disabled()
+    assert options.filter(has_text="suggested").count() == 1
+
+
+def test_colours(shown, expected, session):
+    """Keyboard alone; the run is not repeated, and the picture follows within a tenth of a second."""
+    how = dict(layers="layer2", method="LayerCAM", asked=session.questions(0)[1])
+    shown.slider("Threshold").focus()
+    for _ in range(3):
+        shown.page.keyboard.press("PageUp")
+    value = float(shown.root.locator(".widget-hslider", has_text="Threshold").locator(".widget-readout").inner_text())
+    assert value > 0.1
+    shown.until(expected(threshold=value, **how))
+    shown.until(expected(i=2, threshold=value, **how), i=2)
+    shown.root.get_by_label("Colours").select_option("viridis")
+    shown.until(expected(threshold=value, colormap="viridis", **how))
+
+
+def test_pointer(shown, session):
+    picture = shown.root.locator(".gradcam-nb img").nth(1)
+    picture.hover(position={"x": 30, "y": 40})
+    reading = shown.root.get_by_text("heat 0.").or_(shown.root.get_by_text("heat 1."))
+    first = reading.inner_text()
+    picture.focus()
+    shown.page.keyboard.press("ArrowRight")
+    until = time.monotonic() + 5
+    while reading.inner_text() == first and time.monotonic() < until:
+        time.sleep(0.02)
+    box = picture.bounding_box()
+    setting = session.setting(layers="layer2", method="LayerCAM", asked=session.questions(0)[1])
+    side = session.pictures[0].width
+    x, y = (30 / box["width"] + 0.02) * side, 40 / box["height"] * side
+    assert f"x {x:.0f}, y {y:.0f}" in reading.inner_text()
+    there = session.explain(setting).heat_map[int(y), int(x)].item()
+    assert abs(float(reading.inner_text().split("heat ")[1][:4]) - there) < 0.02
+
+
+def test_compare(shown, session):
+    shown.root.get_by_role("tab", name="Compare").click()
+    shown.root.get_by_role("button", name="Compare").click()
+    table = shown.root.locator("table").first
+    table.wait_for()
+    names = table.locator("img").evaluate_all("all => all.map(one => one.alt)")
+    layers = table.locator("th[scope=col]").all_inner_texts()
+    assert len(layers) > 2 and names == [f"{m} at {layer}" for m in ("GradCAM", "HiResCAM", "LayerCAM") for layer in layers]
+    panel, colours = Panel(session.pictures[0], session.region(0)), dict(colormap="viridis", opacity=0.5, threshold=shown_threshold(shown))
+    source = table.locator("img").nth(len(layers)).get_attribute("src")
+    there = np.asarray(Image.open(urllib.request.urlopen(source)).convert("RGB")).astype(int)
+    heat = session.explain(session.setting(method="HiResCAM", layers=layers[0], asked=session.questions(0)[1])).heat_map
+    assert np.abs(there - np.asarray(panel.painted(heat, **colours)).astype(int)).mean() < 1
+
+
+def shown_threshold(shown):
+    return float(shown.root.locator(".widget-hslider", has_text="Threshold").locator(".widget-readout").inner_text())
+
+
+def test_measure(shown, session):
+    shown.root.get_by_role("tab", name="Measure").click()
+    shown.root.get_by_label("Metric").select_option("DropInConfidence")
+    shown.root.get_by_role("button", name="Measure").click()
+    cell = shown.root.locator("table:visible td")
+    cell.first.wait_for()
+    setting = session.setting(layers="layer2", method="LayerCAM", asked=session.questions(0)[1])
+    assert abs(float(cell.nth(1).inner_text()) - session.measure(setting, "DropInConfidence")) < 1e-3
+
+
+def test_copied_code_in_a_fresh_process(shown, lab, tmp_path):
+    """The copied code gives the map that Save writes."""
+    shown.root.get_by_role("tab", name="Copy code").click()
+    shown.root.get_by_role("button", name="Copy code").click()
+    shown.root.get_by_text("copied").wait_for()
+    code = shown.page.evaluate("navigator.clipboard.readText()")
+    assert "LayerCAM" in code and "viridis" in code
+    shown.root.get_by_role("tab", name="Save").click()
+    shown.root.get_by_role("button", name="Save").click()
+    shown.root.get_by_text("saved: ").wait_for()
+    folder = lab[1] / "explanations"
+    assert sorted(file.name for file in folder.iterdir()) == ["explanation.json", "explanation_heat_map.npy", "explanation_overlay.png"]
+    settings = json.loads((folder / "explanation.json").read_text())["settings"]
+    assert settings["code"] == code and settings["layers"] == ["layer2"] and settings["colormap"] == "viridis"
+    code += f"\nimport numpy\nnumpy.save({str(tmp_path / 'map.npy')!r}, explanation.heat_map.numpy())\nexplanation.overlay(colormap='viridis', opacity={settings['opacity']}, threshold={settings['threshold']}).save({str(tmp_path / 'overlay.png')!r})"
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, cwd=tmp_path)
+    assert np.abs(np.load(tmp_path / "map.npy") - np.load(folder / "explanation_heat_map.npy")).max() < 1e-4
+    one, other = (np.asarray(Image.open(file)).astype(int) for file in (tmp_path / "overlay.png", folder / "explanation_overlay.png"))
+    assert np.abs(one - other).max() <= 2
+
+
+def test_stop(shown, expected, session):
+    """A slow method shows how far it is; stopped, the map before stays, and the panel goes on."""
+    before = shown.picture(1)
+    shown.choose("Method", "SSCAM")
+    shown.root.get_by_text("passes").first.wait_for()
+    shown.root.get_by_role("button", name="Stop").click()
+    shown.root.get_by_text("stopped").wait_for()
+    assert (shown.picture(1) == before).all()
+    shown.choose("Method", "HiResCAM")
+    shown.until(expected(layers="layer2", method="HiResCAM", asked=session.questions(0)[1], threshold=shown_threshold(shown), colormap="viridis"))
+    assert shown.said() == []
+
+
+def test_errors_in_plain_words(shown, expected, session):
+    shown.choose("Method", "AttentionRollout")
+    shown.root.locator("[role=alert]").wait_for()
+    assert "transformer" in shown.said()[0] and "Traceback" not in shown.page.content()
+    shown.choose("Method", "GradCAM")
+    shown.until(expected(layers="layer2", method="GradCAM", asked=session.questions(0)[1], threshold=shown_threshold(shown), colormap="viridis"))
+
+
+def test_quick(chromium, lab, expected):
+    """First picture within 3 s of running explore(); another layer or method within 500 ms; colours within 100 ms."""
+    page = _open(chromium, lab, "quick.ipynb")
+    first = _first_picture(page)
+    for _ in range(5):  # other tests may have taken both cores just then
+        if first < 3:
+            break
+        first = min(first, _first_picture(page))
+    shown = Shown(page)
+    shown.until(expected())
+    taken = {"layer": [], "method": [], "colours": []}
+    for layer, method in (("layer3", "GradCAM"), ("layer2", "HiResCAM"), ("layer3", "XGradCAM")):
+        taken["layer"].append(_changed(shown, lambda: shown.layer(layer)))
+        taken["method"].append(_changed(shown, lambda: shown.choose("Method", method if method != "GradCAM" else "LayerCAM")))
+    for name in ("viridis", "magma", "jet"):
+        taken["colours"].append(_changed(shown, lambda: shown.root.get_by_label("Colours").select_option(name)))
+    page.context.close()
+    median = {name: sorted(times)[1] for name, times in taken.items()}
+    print(f"first picture {first:.2f} s,", ", ".join(f"{name} {1000 * value:.0f} ms" for name, value in median.items()))
+    assert first < 3
+    assert median["layer"] < 0.5 and median["method"] < 0.5 and median["colours"] < 0.1
+
+
+def _first_picture(page):
+    """Seconds from running `explore()` in a fresh kernel to the picture on the screen; the package is imported in the cell before."""
+    page.evaluate("window.jupyterapp.commands.execute('notebook:clear-all-cell-outputs')")
+    page.evaluate("window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.restart()")
+    page.get_by_text("| Idle").wait_for()
+    cells = page.locator(".jp-CodeCell .cm-content")
+    cells.nth(0).click()
+    page.keyboard.press("Shift+Enter")
+    page.wait_for_function("/[0-9]/.test(document.querySelector('.jp-CodeCell .jp-InputPrompt').textContent)")
+    cells.nth(1).click()
+    begun = time.monotonic()
+    page.keyboard.press("Shift+Enter")
+    page.wait_for_function("document.querySelectorAll('.gradcam-nb img')[1]?.naturalWidth > 1")
+    return time.monotonic() - begun
+
+
+WATCH = """img => {
+  const before = img.src;
+  window.changed = new Promise(done => {
+    const seen = new MutationObserver(() => {
+      if (img.src === before) return;
+      seen.disconnect();
+      img.decode().finally(() => done(performance.now()));
+    });
+    seen.observe(img, { attributes: true, attributeFilter: ["src"] });
+  });
+  document.addEventListener("change", () => { window.acted = performance.now(); }, { capture: true, once: true });
+}"""
+
+
+def _changed(shown, act):
+    """Seconds from an act to another overlay on the screen, by the browser's own clock."""
+    image = shown.root.locator(".gradcam-nb img").nth(1).element_handle()
+    shown.page.evaluate(WATCH, image)
+    act()
+    return shown.page.evaluate("async () => (await window.changed) - window.acted") / 1000
+
+
+def test_screens(shown, expected, session):
+    """Light and dark, wide and narrow: nothing is cut off, and text differs from its ground."""
+    page = shown.page
+    page.evaluate("window.jupyterapp.commands.execute('application:toggle-left-area')")
+    page.set_viewport_size({"width": 1240, "height": 1240})
+    shown.choose("Target", session.questions(0)[0].code)
+    shown.choose("Method", "LayerCAM")
+    shown.layer(session.suggested)
+    shown.root.get_by_label("Colours").select_option("turbo")
+    shown.slider("Threshold").focus()
+    page.keyboard.press("Home")
+    shown.until(expected(method="LayerCAM"))
+    shown.root.get_by_role("tab", name="Compare").click()
+    shown.root.get_by_role("button", name="Compare").click()
+    shown.root.get_by_text(f"for {session.questions(0)[0].label}").wait_for()
+    for theme in ("Light", "Dark"):
+        page.evaluate("theme => window.jupyterapp.commands.execute('apputils:change-theme', { theme })", f"JupyterLab {theme}")
+        page.wait_for_selector(f"body[data-jp-theme-light={'true' if theme == 'Light' else 'false'}]", state="attached")
+        shown.root.get_by_role("tab", name="Compare").click()
+        shown.root.scroll_into_view_if_needed()
+        for select in shown.root.locator(".gradcam-nb select").all():
+            ink, ground = select.evaluate("e => [getComputedStyle(e).color, getComputedStyle(e).backgroundColor]")
+            assert abs(_brightness(ink) - _brightness(ground)) > 100
+        if SCREENSHOTS:
+            picture = Image.open(io.BytesIO(shown.root.screenshot())).convert("RGB")
+            picture.quantize(200, dither=Image.Dither.NONE).save(f"{SCREENSHOTS}/explorer_{theme.lower()}.png", optimize=True)
+    page.set_viewport_size({"width": 620, "height": 900})
+    width = shown.root.evaluate("e => [e.scrollWidth, e.clientWidth]")
+    assert width[0] <= width[1] + 2
+
+
+def _brightness(colour):
+    return sum(float(part) for part in colour[colour.index("(") + 1 : -1].split(",")[:3]) / 3

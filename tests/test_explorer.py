@@ -1,0 +1,290 @@
+"""The explorer without a browser: what a click would do, a trait does; every task, every way to bring a picture."""
+import io
+import subprocess
+import sys
+import threading
+from datetime import datetime
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from gradcam_nb import explain, explore, list_methods
+from gradcam_nb.core.cam import BaseCAM
+from gradcam_nb.samples.networks import load
+from gradcam_nb.samples.scenes import CLASSES, TEST, scene
+from gradcam_nb.widgets.explorer import Explorer
+from gradcam_nb.widgets.session import Session
+
+
+def opened(*args, **how):
+    panel = explore(*args, **how)
+    panel.worker.wait()
+    assert panel.explanation is not None and panel.error.value.count("<div") == panel.error.value.count("blank heat map")
+    return panel
+
+
+def same_map(place, panel):
+    """The code, run where `place` has what it names, gives the panel's map."""
+    exec(panel.copy.code.value, place)
+    torch.testing.assert_close(place["explanation"].heat_map, panel.explanation.heat_map, rtol=0, atol=1e-5)
+
+
+class Boxes(nn.Module):
+    """A detector: one box round the brightest place, one of fixed size."""
+
+    transform = SimpleNamespace()
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 4, 5, padding=2), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1))
+        self.classes = ["nothing", "thing", "other"]
+
+    def forward(self, x):
+        seen = self.body(x)
+        shift = seen.mean((1, 2, 3))
+        boxes = torch.tensor([[10.0, 10, 50, 50], [20, 20, 30, 30]])
+        return [dict(boxes=boxes + 0.1 * s, labels=torch.tensor([1, 2]), scores=torch.stack([s.sigmoid(), s.sigmoid() / 2])) for s in shift]
+
+
+def test_first_picture_is_what_explain_gives():
+    panel = opened()
+    assert torch.equal(panel.explanation.heat_map, explain("scene:3").heat_map)
+    assert np.asarray(Image.open(io.BytesIO(panel.shown[0].value))).shape == (128, 128, 3)
+    same_map({}, panel)
+
+
+def test_ten_classes_and_search():
+    panel = opened()
+    assert len(panel.target.options) == 10
+    labels = [one.label for one in panel.session.questions(0)]
+    panel.search.value = labels[11]
+    panel.worker.wait()
+    assert panel.setting.asked.label == labels[11] and panel.target.value == [panel.setting.asked.code]
+    panel.search.value = "zebra"
+    assert "zebra" in panel.error.value
+
+
+def test_layers_are_listed_in_order_and_the_dead_are_grey():
+    panel = opened()
+    names = [layer.name for layer in panel.session.layers]
+    assert [option["value"] for option in panel.layer.options] == names
+    assert not any(option["disabled"] for option in panel.layer.options if option["value"] == panel.session.suggested)
+    grey = {option["value"] for option in panel.layer.options if option["disabled"]}
+    assert "fc" in grey and "global_pool" in grey and "layer2" not in grey
+
+
+@pytest.mark.parametrize("name", sorted(name for name, item in list_methods().items() if issubclass(item, BaseCAM)))
+def test_every_method_gives_a_map_or_plain_words(name):
+    panel = opened()
+    panel.method.value = [name]
+    if panel.worker.busy and "many runs" in next(one["group"] for one in panel.method.options if one["value"] == name):
+        panel.worker.stop()
+    panel.worker.wait()
+    assert panel.setting.method == name or panel.error.value.count("<div") == 1
+    assert "Traceback" not in panel.error.value and "it failed" not in panel.error.value
+    panel.method.value = ["HiResCAM"]
+    panel.worker.wait()
+    assert panel.setting.method == "HiResCAM" and panel.error.value == ""
+
+
+def test_several_layers_are_fused():
+    panel = opened()
+    assert panel.fusion.layout.display == "none"
+    panel.layer.value = ["layer3", "layer4"]
+    panel.fusion.value = "max"
+    panel.worker.wait()
+    assert panel.fusion.layout.display is None
+    torch.testing.assert_close(panel.explanation.heat_map, explain("scene:3", layer=["layer3", "layer4"], fusion="max").heat_map)
+    same_map({}, panel)
+
+
+def test_smoothing():
+    panel = opened()
+    panel.aug.value = panel.eigen.value = True
+    panel.worker.wait()
+    torch.testing.assert_close(panel.explanation.heat_map, explain("scene:3", aug_smooth=True, eigen_smooth=True).heat_map)
+    same_map({}, panel)
+
+
+def test_path_upload_and_sample(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    picture = Image.fromarray((scene(TEST + 9).image.permute(1, 2, 0).numpy() * 255).astype("uint8")).resize((300, 200))
+    picture.save("mine.png")
+    panel = opened()
+    panel.path.value = "mine.png"
+    panel.worker.wait()
+    assert panel.session.pictures[0].size == (300, 200)
+    same_map({}, panel)
+    from_path = panel.explanation.heat_map
+    panel.sample.value = "scene:5"
+    panel.worker.wait()
+    assert panel.session.sources == ["'scene:5'"]
+    panel.upload.value = [dict(name="mine.png", type="image/png", size=1, content=memoryview((tmp_path / "mine.png").read_bytes()), last_modified=datetime.now())]
+    panel.worker.wait()
+    assert torch.equal(panel.explanation.heat_map, from_path)
+    same_map({}, panel)
+    panel.path.value = "theirs.png"
+    panel.worker.wait()
+    assert "theirs.png" in panel.error.value and torch.equal(panel.explanation.heat_map, from_path)
+
+
+def test_another_model_and_back():
+    own = load("scenes-cnn")
+    panel = opened(own, "scene:4")
+    assert panel.model.value == "your model"
+    same_map({"model": own}, panel)
+    before = panel.explanation.heat_map
+    panel.model.value = "scenes-vit"
+    panel.worker.wait()
+    assert panel.session.model == "scenes-vit" and panel.session.sources == ["'scene:4'"]
+    same_map({}, panel)
+    panel.method.value = ["AttentionRollout"]
+    panel.worker.wait()
+    assert panel.setting.method == "AttentionRollout" and panel.error.value == ""
+    panel.method.value = ["GradCAM"]
+    panel.model.value = "your model"
+    panel.worker.wait()
+    assert panel.session.network is own and torch.equal(panel.explanation.heat_map, before)
+    panel.model.value = "resnet5000"
+    panel.worker.wait()
+    assert "resnet5000" in panel.error.value and panel.session.network is own
+
+
+def test_batch_of_pictures():
+    images = torch.stack([scene(TEST + i).image for i in (3, 4, 5)])
+    panel = opened(load("scenes-cnn"), images)
+    assert panel.picture.max == 2 and panel.picture.layout.display is None
+    panel.picture.value = 2
+    panel.worker.wait()
+    assert panel.setting.picture == 2
+    same_map({"model": panel.session.network, "images": images}, panel)
+    assert explore().picture.layout.display == "none"
+
+
+def test_segmentation_pick_a_class_on_the_picture():
+    panel = opened("scenes-unet", "scene:3", names=["background", *CLASSES])
+    plane = panel.session.output(0)[0].argmax(0)
+    category = next(i for i in plane.unique().tolist() if i)
+    row, column = (plane == category).nonzero()[0].tolist()
+    panel.shown[0].clicked = [(column + 0.5) / plane.shape[1], (row + 0.5) / plane.shape[0], 1]
+    panel.worker.wait()
+    assert panel.setting.asked.code == f"SemanticSegmentationTarget({category})"
+    assert CLASSES[category - 1] in panel.setting.asked.label
+    panel.shown[1].over = panel.shown[0].clicked[:2]
+    assert CLASSES[category - 1] in panel.reading.value and "heat" in panel.reading.value
+    same_map({}, panel)
+
+
+def test_another_picture_keeps_the_model_and_the_names():
+    panel = opened("scenes-unet", "scene:3", names=["background", *CLASSES])
+    network = panel.session.network
+    panel.sample.value = "scene:6"
+    panel.worker.wait()
+    assert panel.session.network is network and panel.session.model == "scenes-unet"
+    assert panel.target.options[0]["label"].startswith("background")
+    same_map({}, panel)
+    panel.model.value = "scenes-cnn"
+    panel.worker.wait()
+    assert panel.target.options[0]["label"].split(" (")[0] in CLASSES
+    panel.sample.value = "scene:2"
+    panel.worker.wait()
+    assert panel.session.model == "scenes-cnn" and panel.session.sources == ["'scene:2'"]
+
+
+def test_detection_pick_a_box_on_the_picture():
+    torch.manual_seed(0)
+    model, pre = Boxes().eval(), Session("scenes-cnn").preprocess(0)
+    picture = Image.fromarray((scene(TEST + 3).image.permute(1, 2, 0).numpy() * 255).astype("uint8")).resize((256, 256))
+    panel = opened(model, picture, preprocess=pre)
+    assert [option["label"].split()[0] for option in panel.target.options] == ["thing", "other"]
+    plain = np.asarray(Image.open(io.BytesIO(panel.shown[0].value)))
+    panel.shown[0].clicked = [25 / 128, 25 / 128, 1]
+    panel.worker.wait()
+    assert panel.setting.asked.label.startswith("other")
+    assert (np.asarray(Image.open(io.BytesIO(panel.shown[0].value))) != plain).any()
+    box = panel.session.box(0, panel.setting.asked)
+    assert all(abs(edge - 2 * at) < 2 for edge, at in zip(box, (20, 20, 30, 30)))
+    same_map({"model": model, "image": picture}, panel)
+
+
+@pytest.mark.parametrize("name", ["ssdlite", "lraspp"])
+def test_torchvision_as_it_is(name):
+    """A detector of torchvision's is given the picture in its own size; a segmenter is asked about what it sees."""
+    from torchvision.models import detection, segmentation
+
+    torch.manual_seed(0)
+    options = dict(weights=None, weights_backbone=None, num_classes=5)
+    model = (detection.ssdlite320_mobilenet_v3_large if name == "ssdlite" else segmentation.lraspp_mobilenet_v3_large)(**options).eval()
+    if name == "ssdlite":
+        model.score_thresh, model.detections_per_img = 0.0, 6
+    picture = Image.fromarray((scene(TEST + 3).image.permute(1, 2, 0).numpy() * 255).astype("uint8")).resize((320, 240))
+    panel = opened(model, picture)
+    assert panel.session.region(0) == (0, 0, 320, 240) if name == "ssdlite" else "of the picture" in panel.setting.asked.label
+    same_map({"model": model, "image": picture}, panel)
+
+
+def test_nothing_is_a_traceback(monkeypatch):
+    panel = opened()
+    monkeypatch.setattr(panel.session, "asked_at", lambda *_: 1 / 0)
+    panel.shown[0].over = [0.5, 0.5]
+    assert "ZeroDivisionError" in panel.error.value
+
+
+def test_a_target_of_ones_own():
+    target = {"triangles": lambda output: output[6:9].sum()}
+    panel = opened(targets=target)
+    assert panel.target.options[0]["label"] == "triangles"
+    same_map({"targets": target}, panel)
+
+
+def test_large_picture_is_painted_quickly_and_saved_whole(tmp_path):
+    picture = Image.effect_noise((3000, 2000), 60).convert("RGB")
+    panel = opened(load("scenes-cnn"), picture)
+    assert max(Image.open(io.BytesIO(panel.shown[1].value)).size) <= 400
+    panel.save.folder.value = str(tmp_path / "deep" / "folder")
+    panel.save.save()
+    assert Image.open(tmp_path / "deep/folder/explanation_overlay.png").size == (3000, 2000)
+
+
+def test_stop_leaves_the_model_as_it_was():
+    model = load("scenes-cnn").train()
+    panel = opened(model, "scene:3")
+    panel.method.value = ["SSCAM"]
+    while panel.worker.busy and not panel.bar.value:
+        panel.worker.deliver()
+    panel.stop.click()
+    panel.worker.wait()
+    assert "stopped" in panel.error.value and panel.setting.method == "GradCAM"
+    assert model.training and all(module.training for module in model.modules())
+    assert not any(module._forward_hooks or "forward" in vars(module) for module in model.modules())
+    assert threading.active_count() < 20
+
+
+def test_a_program_may_end_while_a_method_runs():
+    code = "from gradcam_nb import explore; panel = explore(); panel.worker.wait(); panel.method.value = ['SSCAM']"
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_blank_map_says_why():
+    panel = opened()
+    panel.session.kept.clear()
+    panel.search.value = next(one.label for one in panel.session.questions(0) if "dotted star" in one.label)
+    panel.method.value = ["GradCAM"]
+    panel.layer.value = ["layer4.0.downsample"]
+    panel.worker.wait()
+    if panel.explanation.heat_map.max() == 0:
+        assert "blank heat map" in panel.error.value
+
+
+def test_importing_the_package_loads_no_widgets():
+    code = "import sys, gradcam_nb; gradcam_nb.explore; print([name for name in ('ipywidgets', 'anywidget', 'matplotlib', 'pandas') if name in sys.modules])"
+    assert subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+def test_explorer_is_what_explore_gives():
+    assert isinstance(explore(), Explorer)
