@@ -43,6 +43,11 @@ def _png(figure):
     figure.savefig(stored, format="png")
     return stored.getvalue()
 
+def shown_by_jupyter(figure):
+    "The figure, which was made without pyplot, so that Jupyter shows it."
+    figure._repr_png_ = partial(_png, figure)
+    return figure
+
 # %% ../../nbs/imaging/figure.ipynb #10
 def grid(
     pictures,  # sequence of pictures (all that `read_image` reads) and maps (H x W or 1 x H x W in [0, 1]), or a batch tensor
@@ -84,5 +89,4 @@ def grid(
         if i < len(cells):
             axis.imshow(cells[i])
             axis.set_title(titles[i] if titles else "", fontsize=9, pad=3, parse_math=False)
-    figure._repr_png_ = partial(_png, figure)
-    return figure
+    return shown_by_jupyter(figure)

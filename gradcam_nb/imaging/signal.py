@@ -6,12 +6,10 @@
 __all__ = ['signal_figure']
 
 # %% ../../nbs/imaging/signal.ipynb #03
-from functools import partial
-
 import torch
 from torch import Tensor
 
-from .figure import _png
+from .figure import shown_by_jupyter
 from .overlay import _colours, _heat_map
 
 # %% ../../nbs/imaging/signal.ipynb #07
@@ -46,5 +44,4 @@ def signal_figure(
         if names: panel.set_ylabel(names[i])
     panels[-1].set_xlabel("samples" if rate is None else "seconds")
     panels[0].set_title(title, fontsize=10)
-    figure._repr_png_ = partial(_png, figure)
-    return figure
+    return shown_by_jupyter(figure)

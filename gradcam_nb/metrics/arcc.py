@@ -14,7 +14,7 @@ from torch import Tensor
 from .coherency import Coherency
 from .complexity import Complexity
 from .drop import DropInConfidence
-from .method import MethodMetric
+from .method import MethodMetric, model_of
 from .road import ROADCombined
 
 # %% ../../nbs/metrics/arcc.ipynb #08
@@ -45,7 +45,7 @@ class _Combined(MethodMetric):
 
     def parts(self, input_tensor: Tensor, cams, targets=None, model=None) -> dict[str, Tensor]:
         "The three parts, each `B`; the arguments are those of a call."
-        model = getattr(cams, "model", None) if model is None else model
+        model = model_of(cams, model)
         if model is None: raise TypeError(f"model: {self.name} asks the model about changed pictures; pass it")
         targets = self.settle(input_tensor, cams, targets, model)
         maps = self.explain(cams, input_tensor, targets)

@@ -6,17 +6,18 @@
 __all__ = ['benchmark', 'table_of', 'figure_of', 'list_metrics']
 
 # %% ../../nbs/metrics/benchmark.ipynb #04
+import csv
+import io
 import json
 import warnings
 from collections.abc import Iterable, Mapping
-from functools import partial
 from inspect import signature
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ..imaging.figure import _png
+from ..imaging.figure import shown_by_jupyter
 from .metric import Metric, heat_maps
 from .truth import as_masks
 
@@ -63,7 +64,6 @@ class _Store:
         else: self.values.write_text(",".join(self.columns) + "\n")
 
     def _read(self):
-        import csv
         with self.values.open(newline="") as file:
             for row in csv.DictReader(file):
                 try: number, value = int(row["batch"]), float(row["value"])
@@ -71,8 +71,6 @@ class _Store:
                 self.pieces.setdefault((number, row["method"], row["metric"]), []).append(value)
 
     def add(self, piece, values):
-        import csv
-        import io
         self.pieces[piece] = values
         if not self.folder: return
         (number, method, metric), text = piece, io.StringIO()
@@ -110,7 +108,7 @@ def benchmark(
             for name, method in rows.items():
                 _measure(store, (number, name), method, metrics, {**given, "model": model}, seed, refused)
                 bar.update()
-    table = table_of(store.frame(), metrics).reindex([name for name in shown])
+    table = table_of(store.frame(), metrics).reindex(shown)
     if folder:
         table.to_csv(Path(folder) / "table.csv")
         figure_of(table).savefig(Path(folder) / "table.png", dpi=150)
@@ -124,23 +122,18 @@ def _measure(store, where, method, metrics, given, seed, refused):
     for metric_name, metric in metrics.items():
         piece = number, name, metric_name
         if len(store.pieces.get(piece, ())) == len(x): continue
-        asks = signature(metric).parameters
+        asks, needs_method, values = signature(metric).parameters, getattr(metric, "needs_method", False), [float("nan")] * len(x)
         try:
             if "masks" in asks and given["masks"] is None: raise ValueError("data: it has no masks")
             with torch.random.fork_rng():
                 torch.manual_seed(seed + 1_000_003 * number)
-                if getattr(metric, "needs_method", False):
-                    if method is None: raise LookupError
-                    cams = method
-                else:
-                    if maps is None: maps = as_masks(given["masks"], x[:, 0]).float() if method is None else heat_maps(method, x, given["targets"])
-                    cams = maps
-                values = metric(**{key: {**given, "cams": cams}[key] for key in asks if key in (*given, "cams")})
-        except LookupError: values = [float("nan")] * len(x)  # a mask is no method
+                if maps is None and not needs_method: maps = as_masks(given["masks"], x[:, 0]).float() if method is None else heat_maps(method, x, given["targets"])
+                known = {**given, "cams": method if needs_method else maps}
+                # A mask is no method: where one is needed, it stays without a number.
+                if known["cams"] is not None: values = metric(**{key: known[key] for key in asks if key in known})
         except (ValueError, TypeError, NotImplementedError) as error:
             if (name, metric_name) not in refused: warnings.warn(f"{name} × {metric_name} has no number: {error}", stacklevel=3)
             refused.add((name, metric_name))
-            values = [float("nan")] * len(x)
         store.add(piece, [float(value) for value in values])
 
 # %% ../../nbs/metrics/benchmark.ipynb #15
@@ -172,8 +165,7 @@ def figure_of(
     axes.tick_params(length=0)
     for i, row in enumerate(table.to_numpy()):
         for j, value in enumerate(row): axes.text(j, i, "–" if value != value else f"{value:.2f}", ha="center", va="center", fontsize=7)
-    figure._repr_png_ = partial(_png, figure)
-    return figure
+    return shown_by_jupyter(figure)
 
 # %% ../../nbs/metrics/benchmark.ipynb #18
 def list_metrics() -> dict[str, type]:  # name -> class, each with `higher_is_better`, `paper` and `misleads`

@@ -9,7 +9,7 @@ __all__ = ['MapMetric', 'Complexity']
 import torch
 from torch import Tensor
 
-from .metric import Metric
+from .metric import Metric, maps_alone
 
 # %% ../../nbs/metrics/complexity.ipynb #08
 class MapMetric(Metric):
@@ -24,11 +24,7 @@ class MapMetric(Metric):
         cams,  # heat maps, `B × spatial`, a tensor or an array
     ) -> Tensor:  # a number for each picture, `B`
         "The metric of each map."
-        if callable(cams): raise TypeError(f"cams: {self.name} takes heat maps; call the method first")
-        maps = torch.as_tensor(cams).detach().float()
-        if not maps.isfinite().all(): raise ValueError("cams: has NaN or infinite values")
-        if maps.ndim < 2 or not maps.numel(): raise ValueError(f"cams: got shape {tuple(maps.shape)}; pass heat maps B × spatial, such as cam[None] for one")
-        return self.rate(maps.abs().flatten(1)).float()
+        return self.rate(maps_alone(cams, self).abs().flatten(1)).float()
 
 # %% ../../nbs/metrics/complexity.ipynb #09
 class Complexity(MapMetric):

@@ -7,12 +7,11 @@ __all__ = ['CurveMetric', 'curve_figure']
 
 # %% ../../nbs/metrics/curve.ipynb #04
 from collections.abc import Mapping
-from functools import partial
 
 import torch
 from torch import Tensor
 
-from ..imaging.figure import _png
+from ..imaging.figure import shown_by_jupyter
 from .fill import as_fill
 from .perturbation import PerturbationMetric
 from .ranking import ranks
@@ -77,5 +76,4 @@ def curve_figure(
         panel.plot(torch.linspace(0, 1, len(curve)), curve, linewidth=1.5, label=f"{name}  {torch.trapezoid(curve) / (len(curve) - 1):.3f}")
     panel.set(xlim=(0, 1), xlabel=label, ylabel="score")
     figure.legend(loc="outside right upper", fontsize=8, frameon=False)
-    figure._repr_png_ = partial(_png, figure)
-    return figure
+    return shown_by_jupyter(figure)

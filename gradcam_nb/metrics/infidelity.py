@@ -76,7 +76,10 @@ class Infidelity(PerturbationMetric):
     def told(self, pictures, maps):
         "What the maps say of each removal, `b × samples`."
         lost = (pictures - self.fill(pictures)).float().sum(1)
-        if self.perturbation == "gaussian": return torch.einsum("bp,sbp->bs", maps.flatten(1), (lost - self.noise(pictures).float().sum(2)).flatten(2))
+        if self.perturbation == "gaussian":
+            # A picture at a time: its noise is as large as all of its changed copies.
+            noise = (self.noise(pictures[[i]])[:, 0].float().sum(1) for i in range(len(pictures)))
+            return torch.stack([(lost[i] - drawn).flatten(1) @ maps[i].flatten() for i, drawn in enumerate(noise)])
         claims = maps if self.multiply_by_inputs else maps * lost
         return claims.flatten(1) @ self.squares(pictures).flatten(1).float().T
 
@@ -87,7 +90,7 @@ class Infidelity(PerturbationMetric):
         maps = heat_maps(cams, input_tensor, targets)
         rated = super().__call__(input_tensor, maps, targets, model, return_visualization)
         fall, *shown = rated if return_visualization else (rated,)
-        told = torch.cat([self.told(input_tensor[[i]], maps[[i]]) for i in range(len(maps))])
+        told = self.told(input_tensor, maps)
         if self.scale:
             power = told.square().mean(1)
             told = told * ((told * fall).mean(1) / power.where(power > 0, 1))[:, None]

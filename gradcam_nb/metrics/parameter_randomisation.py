@@ -23,7 +23,7 @@ from ..core.many import in_batches
 from ..core.record import find_layer
 from ..core.visit import unwrap
 from ..layers import list_layers
-from .method import MethodMetric
+from .method import MethodMetric, model_of
 from .similarity import find_similarity, is_constant
 
 # %% ../../nbs/metrics/parameter_randomisation.ipynb #08
@@ -189,8 +189,7 @@ class ParameterRandomisation(MethodMetric):
         return Stages(getattr(cams, "__name__", type(cams).__name__), shown, curve[:len(groups)], curve[-1], is_constant(before), self.threshold, torch.stack(maps[:len(groups) + 1]) if return_maps else None)
 
     def _model(self, cams, model):
-        inner = getattr(cams, "model", None)
-        if model is None: model = inner
+        inner, model = model_of(cams), model_of(cams, model)
         if not isinstance(model, nn.Module): raise TypeError(f"model: {self.name} draws a module's parameters anew; pass the network, got {type(model).__name__}")
         model = unwrap(model)
         if isinstance(inner, nn.Module) and not set(unwrap(inner).modules()) & set(model.modules()): raise ValueError("model: is not the one that cams explains; pass cams.model, or leave it out")

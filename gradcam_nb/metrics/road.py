@@ -28,11 +28,16 @@ def _otsu(maps):
     between = (below * above * (amount / below.clamp(min=1) - rest / above.clamp(min=1)) ** 2)
     return (levels > between.argmax(1, keepdim=True)).view_as(maps)
 
-def _kept(maps, percentile, most):
-    "The pixels that stay when the most (or least) relevant ones go."
-    if percentile == "auto": return _otsu(maps) != most
-    stay, order = round(percentile / 100 * maps[0].numel()), ranks(maps)
-    return order >= maps[0].numel() - stay if most else order < stay
+def _kept(maps, percentiles, sides):
+    "The pixels that stay in each removal of the most (or least) relevant ones, `steps · b × spatial`."
+    order, size = ranks(maps), maps[0].numel()
+
+    def stay(percentile, most):
+        if percentile == "auto": return _otsu(maps) != most
+        count = round(percentile / 100 * size)
+        return order >= size - count if most else order < count
+
+    return torch.cat([stay(percentile, most) for most in sides for percentile in percentiles])
 
 # %% ../../nbs/metrics/road.ipynb #10
 class ROADMetric(PerturbationMetric):
@@ -60,8 +65,8 @@ class ROADMetric(PerturbationMetric):
     sides = (True,)  # whether the most relevant pixels go, for each removal
 
     def perturb(self, pictures: Tensor, maps: Tensor) -> Tensor:
-        keep = torch.cat([_kept(maps, p, most) for most in self.sides for p in self.percentiles])
-        return self.imputer(pictures.repeat(self.steps, *[1] * (pictures.ndim - 1)), keep).unflatten(0, (self.steps, len(pictures)))
+        repeated = pictures.repeat(self.steps, *[1] * (pictures.ndim - 1))
+        return self.imputer(repeated, _kept(maps, self.percentiles, self.sides)).unflatten(0, (self.steps, len(pictures)))
 
     def rate(self, before: Tensor, after: Tensor) -> Tensor: return (after - before).mean(0)
 

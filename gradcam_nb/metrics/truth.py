@@ -9,7 +9,7 @@ __all__ = ['as_masks', 'LocalisationMetric']
 import torch
 from torch import Tensor
 
-from .metric import Metric
+from .metric import Metric, maps_alone
 
 # %% ../../nbs/metrics/truth.ipynb #07
 def _in_boxes(boxes, size):
@@ -50,9 +50,6 @@ class LocalisationMetric(Metric):
         masks,  # masks, `B × spatial`; or boxes, `B × 4`, or for each picture `n × 4`: left, top, right, bottom in pixels of the map
     ) -> Tensor:  # a number for each picture, `B`; NaN where the region is empty
         "The metric of each picture."
-        if callable(cams): raise TypeError(f"cams: {self.name} takes heat maps; call the method first")
-        maps = torch.as_tensor(cams).detach().float()
-        if not maps.isfinite().all(): raise ValueError("cams: has NaN or infinite values")
-        if maps.ndim < 2 or not len(maps): raise ValueError(f"cams: got shape {tuple(maps.shape)}; pass heat maps B × spatial, such as cam[None] for one")
+        maps = maps_alone(cams, self)
         masks = as_masks(masks, maps)
         return self.rate(maps, masks).float().where(masks.flatten(1).any(1), torch.nan)
