@@ -1,11 +1,13 @@
 """The path of somebody new: the code of Start and of the README, in order, with nothing but what the package itself requires."""
 import base64
 import io
+import json
 import os
 import re
 import subprocess
-import sys
-from importlib.metadata import distribution, packages_distributions
+import sysconfig
+import venv
+from importlib.metadata import distribution
 from pathlib import Path
 
 import nbformat
@@ -21,11 +23,6 @@ START = next(entry for entry in yaml.safe_load((ROOT / "_quarto.yml").read_text(
 DATA = Path(os.environ.get("GRADCAM_NB_DATA", ROOT.parent / "shared/data"))
 # The kernel that runs the cells is no part of the package.
 KERNEL = ["ipykernel"]
-HIDE = """
-from importlib.machinery import PathFinder
-find = PathFinder.find_spec
-PathFinder.find_spec = lambda name, path=None, target=None: None if path is None and name in {names} else find(name, path, target)
-"""
 
 
 def required(names):
@@ -44,17 +41,24 @@ def required(names):
     return found
 
 
-def hidden():
-    """What developers have, and a newcomer has not."""
-    there = required(["gradcam_nb", *KERNEL])
-    return sorted(name for name, dists in packages_distributions().items() if not {re.sub(r"[-_.]+", "-", dist).lower() for dist in dists} & there and name not in sys.stdlib_module_names)
-
-
 @pytest.fixture(scope="module")
 def newcomer(tmp_path_factory):
+    """The Python of a fresh environment: in it the package, and the distributions that it requires, and no other."""
     folder = tmp_path_factory.mktemp("newcomer")
-    (folder / "sitecustomize.py").write_text(HIDE.format(names=set(hidden())))
-    return folder
+    venv.create(folder, with_pip=False)
+    paths = dict(base=str(folder), platbase=str(folder))
+    there, packages = Path(sysconfig.get_path("purelib")), Path(sysconfig.get_path("purelib", vars=paths))
+    for name in required(["gradcam_nb", *KERNEL]) - {"gradcam-nb"}:
+        # A package is linked, not copied: torch alone has gigabytes.
+        for top in {file.parts[0] for file in distribution(name).files} - {"..", "__pycache__"}:
+            if not (packages / top).exists():
+                (packages / top).symlink_to(there / top)
+    (packages / "gradcam_nb").symlink_to(ROOT / "gradcam_nb")
+    python = Path(sysconfig.get_path("scripts", vars=paths)) / "python"
+    spec = folder / "share/jupyter/kernels/newcomer"
+    spec.mkdir(parents=True)
+    (spec / "kernel.json").write_text(json.dumps(dict(argv=[str(python), "-m", "ipykernel_launcher", "-f", "{connection_file}"], display_name="newcomer", language="python")))
+    return python
 
 
 def pictures(cell):
@@ -63,10 +67,12 @@ def pictures(cell):
             yield np.asarray(Image.open(io.BytesIO(base64.b64decode(output["data"]["image/png"]))).convert("RGB")).astype(int)
 
 
-def test_what_is_hidden():
-    names = set(hidden())
-    assert {"nbdev", "fastcore", "pytest", "transformers", "pytorch_grad_cam", "captum", "playwright"} <= names
-    assert not names & {"torch", "torchvision", "timm", "numpy", "matplotlib", "PIL", "cv2", "ipywidgets", "anywidget", "gradcam_nb", "pandas", "tqdm"}
+def test_what_is_there(newcomer):
+    look = "import importlib.util as i, sys; print(*[name for name in sys.argv[1:] if i.find_spec(name)])"
+    found = lambda names: set(subprocess.run([newcomer, "-c", look, *names], capture_output=True, text=True, check=True).stdout.split())
+    assert not found({"nbdev", "fastcore", "pytest", "transformers", "pytorch_grad_cam", "captum", "playwright", "sklearn", "scipy", "jupyterlab"})
+    needed = {"torch", "torchvision", "timm", "numpy", "matplotlib", "PIL", "cv2", "ipywidgets", "anywidget", "gradcam_nb", "pandas", "tqdm"}
+    assert found(needed) == needed
 
 
 @pytest.mark.parametrize("page", START, ids=lambda page: Path(page).stem)
@@ -77,8 +83,8 @@ def test_start(page, newcomer, monkeypatch):
     for cell in book.cells:
         if cell.cell_type == "code" and re.search(r"^#\| *(slow|net|cuda)\b", cell.source, re.M):
             cell.source = "pass"
-    monkeypatch.setenv("PYTHONPATH", str(newcomer))
-    NotebookClient(book, timeout=120, kernel_name="python3", resources={"metadata": {"path": str((ROOT / page).parent)}}).execute()
+    monkeypatch.setenv("JUPYTER_PATH", str(newcomer.parent.parent / "share/jupyter"))
+    NotebookClient(book, timeout=120, kernel_name="newcomer", resources={"metadata": {"path": str((ROOT / page).parent)}}).execute()
     compared = 0
     for before, now in zip(shown.cells, book.cells):
         if now.cell_type != "code" or now.source == "pass":
@@ -92,13 +98,12 @@ def test_start(page, newcomer, monkeypatch):
     assert compared or Path(page).stem == "install"
 
 
-def test_readme(newcomer, tmp_path, monkeypatch):
+def test_readme(newcomer, tmp_path):
     """The README's Python, in order, and the pictures that it shows."""
     code = "\n".join(re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S))
     code += "\nassert tuple(heat_maps.shape) == (4, 224, 224) and 0 <= heat_maps.min() and heat_maps.max() <= 1"
     code += "\nopen('shown.png', 'wb').write(explanation.show()._repr_png_())"
-    monkeypatch.setenv("PYTHONPATH", str(newcomer))
-    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, cwd=tmp_path)
+    subprocess.run([newcomer, "-W", "ignore", "-c", code], check=True, cwd=tmp_path)
     assert sorted(file.suffix for file in (tmp_path / "output").iterdir()) == [".json", ".npy", ".png"]
     one, other = (np.asarray(Image.open(file).convert("RGB")).astype(int) for file in (tmp_path / "shown.png", ROOT / "book/first_picture.png"))
     assert one.shape == other.shape and np.abs(one - other).mean() < 2
