@@ -25,6 +25,7 @@ def compare(
     *,
     target_layers=None,  # as for a method; found if left out
     reshape_transform=None,  # as for a method
+    threshold: float = 0.0,  # as for a method's call
     **how,  # `eigen_smooth`, `fusion`: as for a method's call
 ) -> dict[str, Tensor]:  # a method's name -> heat maps, `B × spatial`, in the order of `methods`
     "The heat maps of many methods; those that draw from a layer's activations and gradients share one run of the model."
@@ -32,18 +33,18 @@ def compare(
     if not made: raise ValueError("methods: got none; pass names, classes or objects of methods")
     # An object keeps its own layers, so only those made here share.
     sharing = [cam for cam, m in zip(made, methods) if cam is not m and _shares(cam)]
-    run, asked = _one_run(sharing, input_tensor, targets)
-    return {_name(cam, i, made): cam.draw(run, **how) if cam in sharing else cam(input_tensor, asked, **how) for i, cam in enumerate(made)}
+    run, asked = _one_run(sharing, input_tensor, targets, threshold)
+    return {_name(cam, i, made): cam.draw(run, **how) if cam in sharing else cam(input_tensor, asked, threshold=threshold, **how) for i, cam in enumerate(made)}
 
 # %% ../nbs/compare.ipynb #08
 def _shares(cam):
     "Whether a method draws from the usual run."
     return all(getattr(type(cam), part, None) is getattr(BaseCAM, part) for part in ("__call__", "run", "record"))
 
-def _one_run(sharing, input_tensor, targets):
+def _one_run(sharing, input_tensor, targets, threshold):
     "The run that all share, and the targets as they turned out."
     run = max(sharing, key=lambda cam: (cam.uses_gradients, cam.uses_targets)).run(input_tensor, targets) if sharing else None
-    return run, targets if run is None or run.targets[0] is None else run.targets
+    return run and replace(run, threshold=threshold), targets if run is None or run.targets[0] is None else run.targets
 
 def _name(cam, i, made):
     "The class's name; with its place where it is there twice."
@@ -59,6 +60,7 @@ def compare_layers(
     targets=None,  # as for a method; each picture's top class if left out
     *,
     reshape_transform=None,  # as for a method
+    threshold: float = 0.0,  # as for a method's call
     **how,  # `eigen_smooth`: as for a method's call
 ) -> dict[str, dict[str, Tensor]]:  # a method's name -> a layer's name -> heat maps, `B × spatial`
     "The heat maps of many methods at each layer by itself; those that draw from a layer's activations and gradients share one run of the model."
@@ -67,8 +69,8 @@ def compare_layers(
     if not layers or not methods: raise ValueError(f"{'methods' if layers else 'layers'}: got none; pass names or classes")
     made = [find_method(m)(model, layers, reshape_transform) for m in methods]
     sharing = [cam for cam in made if _shares(cam)]
-    run, asked = _one_run(sharing, input_tensor, targets)
+    run, asked = _one_run(sharing, input_tensor, targets, threshold)
     def maps(cam, layer):
         if cam in sharing: return cam.draw(replace(run, layers=[layer]), **how)
-        return type(cam)(model, layer, reshape_transform)(input_tensor, asked, **how)
+        return type(cam)(model, layer, reshape_transform)(input_tensor, asked, threshold=threshold, **how)
     return {type(cam).__name__: {names[layer]: maps(cam, layer) for layer in layers} for cam in made}

@@ -89,12 +89,12 @@ def explain(
     *,
     method: type[BaseCAM] | str = "GradCAM",  # a method or its name
     target=None,  # a class by index or name, or a callable; left out: the model's top class
-    layer=None,  # a module, a name, or a list of them; left out: the last layer with places and a gradient
+    layer=None,  # a module, a name, a number that counts the model's children (-1: the last), or a list of them; left out: the last layer with places and a gradient
     arch: str | None = None,  # with a checkpoint: the name of its architecture
     preprocess=None,  # a `Preprocess`; left out: the model's own
     device=None,  # where to run; left out: where the model is
     upscale: bool = False,  # accept a picture smaller than the network takes
-    **how,  # `aug_smooth`, `eigen_smooth`, `fusion` (not "none"): as for the method's call
+    **how,  # `aug_smooth`, `eigen_smooth`, `fusion` (not "none"), `threshold`: as for the method's call
 ) -> Explanation:
     "What the model saw in the picture, and where. Raises `ValueError` or `TypeError` for what it cannot explain; the model is left as it was."
     picture, method = read_picture(image), find_method(method)

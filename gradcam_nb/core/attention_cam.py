@@ -29,6 +29,7 @@ class AttentionRun:
     record: AttentionRecord
     targets: list  # a target for each picture
     size: tuple[int, ...]  # the input's spatial size
+    threshold: float = 0.0  # the share of the raw map's maximum below which nothing is kept
 
     @property
     def batch(self): return len(self.targets)
@@ -83,7 +84,7 @@ class AttentionCAM(BaseCAM):
         # Half precision is for the model's passes, not for the map's own products.
         with torch.autocast(run.record.layers[-1].weights.device.type, enabled=False): patches = self.get_patch_map(run.record.layers, prefix)
         laid = self.reshape_transform(F.pad(patches, (prefix, 0))[..., None])[:, 0] if self.reshape_transform else patches.unflatten(1, grid[1:])
-        heat = normalize(resize(positive(laid), run.size))
+        heat = normalize(resize(positive(laid, run.threshold), run.size))
         blank = (heat.flatten(1).amax(1) == 0).nonzero().flatten().tolist()
         if blank:
             dead = self.uses_gradients and not any(a.gradient[blank].any() for a in run.record.layers)

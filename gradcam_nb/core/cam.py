@@ -41,9 +41,10 @@ def finish(
     maps: Sequence[Tensor],  # raw maps, each `B × spatial` of its layer
     size: Sequence[int],  # the input's spatial size
     fusion: str,  # "mean", "max", "product", "sum" or "none"
+    threshold: float = 0.0,  # as for `positive`
 ) -> Tensor:  # heat maps, `B × size`; `B × n × size` for "none"
     "The end of the road: positive, resized, normalised, fused; a sum is not normalised before."
-    maps = [resize(positive(m), size) for m in maps]
+    maps = [resize(positive(m, threshold), size) for m in maps]
     return fuse(maps if fusion == "sum" else [normalize(m) for m in maps], fusion)
 
 # %% ../../nbs/core/cam.ipynb #10
@@ -57,13 +58,13 @@ class BaseCAM:
 
     def __init__(self,
         model: nn.Module,
-        target_layers=None,  # a module, a name, or a list of them; left out: the last layer with places and a gradient
+        target_layers=None,  # a module, a name, a number that counts the model's children (-1: the last), or a list of them; left out: the last layer with places and a gradient
         reshape_transform=None,  # a layer's output -> `B × C × spatial`; left out: found from the shapes
         *,
         batch_size: int = 32,  # pictures a pass, for methods that run the model many times
     ):
         self.model = unwrap(model)
-        if isinstance(target_layers, (str, nn.Module)) and not isinstance(target_layers, (nn.ModuleList, nn.ParameterList)): target_layers = [target_layers]
+        if isinstance(target_layers, (str, int, nn.Module)) and not isinstance(target_layers, (nn.ModuleList, nn.ParameterList)): target_layers = [target_layers]
         self.target_layers = [find_layer(self.model, layer) for layer in target_layers] if target_layers is not None else None
         if self.target_layers == []: raise ValueError("target_layers: got an empty list; pass a layer, or leave it out")
         self.reshape_transform, self.batch_size, self.outputs = reshape_transform, batch_size, None
@@ -75,15 +76,16 @@ class BaseCAM:
         aug_smooth=False,  # also explain changed copies and take the mean: True, or views `(change, undo)` of your own
         eigen_smooth: bool = False,  # the first principal component of the weighted channels in place of their sum
         fusion: str = "mean",  # how the maps of several layers, or calls of one, become one: "mean", "max", "product"; "sum": as they are, not each divided by its maximum before; "none": `B × n × spatial`, each for itself
+        threshold: float = 0.0,  # in place of the ReLU, which is 0: what lies below this share of a raw map's maximum, such as 1 / 8, becomes zero
     ) -> Tensor:  # heat maps, `B × spatial` of the input, float32, in [0, 1], on the input's device
         "The heat map of each picture."
-        how = dict(eigen_smooth=eigen_smooth, fusion=fusion)
+        def drawn(run): return self.draw(replace(run, threshold=threshold), eigen_smooth=eigen_smooth, fusion=fusion)
         run = self.run(input_tensor, targets)
-        if not aug_smooth: return self.draw(run, **how)
-        outputs, heats = self.outputs, [self.draw(run, **how)]
+        if not aug_smooth: return drawn(run)
+        outputs, heats = self.outputs, [drawn(run)]
         views = mirrored_and_scaled() if aug_smooth is True else list(aug_smooth)
         for some, changed in self._changed(views, input_tensor, run.batch):
-            maps = self.draw(self.run(changed, None if run.targets[0] is None else run.targets * len(some)), **how)
+            maps = drawn(self.run(changed, None if run.targets[0] is None else run.targets * len(some)))
             heats += [undo(m) for (_, undo), m in zip(some, maps.split(run.batch))]
         self.outputs = outputs
         mean = torch.stack(heats).mean(0)
@@ -92,11 +94,12 @@ class BaseCAM:
     def many(self,
         input_tensor,  # as in a call
         targets: Sequence,  # `K` ints or callables, each one asked of every picture
+        threshold: float = 0.0,  # as in a call
         **how,  # `eigen_smooth`, `fusion`
     ) -> Tensor:  # heat maps, `B × K × spatial`
         "The heat maps of several targets from one forward pass."
         if not self.uses_targets: raise ValueError(f"targets: {type(self).__name__} shows the same map for every target; call it once")
-        run = self.run(input_tensor, targets, many=True)
+        run = replace(self.run(input_tensor, targets, many=True), threshold=threshold)
         each = [{layer: [tree_map_only(Tensor, lambda t: t[k], call) for call in calls] for layer, calls in run.record.gradients.items()} for k in range(len(run.targets))]
         return torch.stack([self.draw(replace(run, record=replace(run.record, gradients=g), targets=t), **how) for g, t in zip(each, run.targets)], 1)
 
@@ -144,7 +147,7 @@ class BaseCAM:
 
     def draw(self, run: Run, *, eigen_smooth: bool = False, fusion: str = "mean") -> Tensor:
         "The heat maps of a run."
-        heat = finish([self.get_layer_map(run, call, eigen_smooth) for layer in run.layers for call in run.calls(layer)], run.size, fusion)
+        heat = finish([self.get_layer_map(run, call, eigen_smooth) for layer in run.layers for call in run.calls(layer)], run.size, fusion, run.threshold)
         warn_if_blank(run, heat)
         return heat
 

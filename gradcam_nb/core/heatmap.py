@@ -15,9 +15,14 @@ from torch import Tensor
 # %% ../../nbs/core/heatmap.ipynb #08
 def positive(
     maps: Tensor,  # `B × spatial`
+    threshold: float = 0.0,  # a share of each picture's maximum, from 0 to below 1: what lies below it is zero too
 ) -> Tensor:  # the same, zero where it was negative
-    "What speaks for the score."
-    return maps.clamp(min=0)
+    "What speaks for the score; with a threshold, what speaks for it loudly."
+    if not 0 <= threshold < 1: raise ValueError(f"threshold: got {threshold}; pass a share of the maximum, from 0 to below 1, such as 1 / 8")
+    maps = maps.clamp(min=0)
+    if not threshold: return maps
+    least = threshold * maps.flatten(1).amax(1).reshape(-1, *[1] * (maps.ndim - 1))
+    return torch.where(maps < least, 0, maps)
 
 # %% ../../nbs/core/heatmap.ipynb #09
 def resize(

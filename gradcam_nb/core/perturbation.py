@@ -120,14 +120,15 @@ class PerturbationCAM(BaseCAM):
         *,
         eigen_smooth: bool = False,
         fusion: str = "mean",
+        threshold: float = 0.0,
     ) -> Tensor:  # heat maps, `B × K × spatial`
         "The heat maps of several targets from the same passes."
         run = self.run(input_tensor, targets, many=True)
-        return self.get_heats(replace(run, targets=run.targets[0]), run.targets, eigen_smooth, fusion).transpose(0, 1)
+        return self.get_heats(replace(run, targets=run.targets[0], threshold=threshold), run.targets, eigen_smooth, fusion).transpose(0, 1)
 
     def get_heats(self, run: Run, asked: Sequence[Sequence], eigen_smooth: bool = False, fusion: str = "mean") -> Tensor:  # heat maps, `K × B × spatial`
         "The heat maps of a run, one for each question."
         layers = [self.get_layer_maps(run, call, asked, eigen_smooth) for layer in run.layers for call in run.calls(layer)]
-        heats = [finish(maps, run.size, fusion) for maps in zip(*layers)]
+        heats = [finish(maps, run.size, fusion, run.threshold) for maps in zip(*layers)]
         for heat in heats: warn_if_blank(run, heat)
         return torch.stack(heats)

@@ -36,9 +36,13 @@ class Record:
 # %% ../../nbs/core/record.ipynb #09
 def find_layer(
     model: nn.Module,
-    layer: nn.Module | str,  # a module of the model, or its name
+    layer: nn.Module | str | int,  # a module of the model, its name, or a number that counts the model's children: -1 is the last
 ) -> nn.Module:  # the module
-    "The layer of a model, by module or by name."
+    "The layer of a model, by module, by name or by number."
+    if isinstance(layer, int):
+        children = dict(model.named_children())
+        if -len(children) <= layer < len(children): return list(children.values())[layer]
+        raise ValueError(f"layer: {type(model).__name__} has {len(children)} children, got {layer}; from the end they are {', '.join(f'{-i} {name}' for i, name in enumerate(reversed(children), 1))}")
     if isinstance(layer, str):
         names = dict(model.named_modules())
         if layer in names: return names[layer]

@@ -35,6 +35,7 @@ class Run:
     targets: list  # a target for each picture; None where the method asks for none
     size: tuple[int, ...]  # the input's spatial size
     reshape_transform: Any = None
+    threshold: float = 0.0  # the share of a raw map's maximum below which nothing is kept
 
     @property
     def batch(self): return len(self.targets)

@@ -89,6 +89,6 @@ class FullGrad(BaseCAM):
         parts += [part for place in run.layers for part in run.record.gradients[place]]
         maps = [resize(part, run.size) for part in parts]
         if eigen_smooth: maps = [normalize(positive(first_component(torch.stack(maps, 1), like=sum(maps))))]
-        heat = fuse(maps, fusion)
+        heat = positive(fuse(maps, fusion), run.threshold)
         warn_if_blank(replace(run, layers=[at_input]), heat)
         return heat

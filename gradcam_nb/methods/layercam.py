@@ -38,7 +38,7 @@ class LayerCAM(BaseCAM):
         if len(run.layers) == 1 or fusion in ("none", "sum"): return super().draw(run, eigen_smooth=eigen_smooth, fusion=fusion)
         raw = [[self.get_layer_map(run, call, eigen_smooth) for call in run.calls(layer)] for layer in run.layers]
         places = [maps[0][0].numel() for maps in raw]
-        heats = [finish(maps, run.size, fusion) for maps in raw]
+        heats = [finish(maps, run.size, fusion, run.threshold) for maps in raw]
         heat = fuse([scale(h) if n > min(places) else h for h, n in zip(heats, places)], fusion)
         warn_if_blank(run, heat)
         return heat

@@ -51,9 +51,9 @@ class RefineCAM(BaseCAM):
     @property
     def uses_targets(self): return self.base.uses_targets
 
-    def __call__(self, input_tensor, targets=None, *, aug_smooth=False, eigen_smooth: bool = False, fusion: str = "product") -> Tensor:
+    def __call__(self, input_tensor, targets=None, *, aug_smooth=False, fusion: str = "product", **how) -> Tensor:
         "The heat map of each picture, as with any method."
-        return super().__call__(input_tensor, targets, aug_smooth=aug_smooth, eigen_smooth=eigen_smooth, fusion=fusion)
+        return super().__call__(input_tensor, targets, aug_smooth=aug_smooth, fusion=fusion, **how)
 
     def run(self, input_tensor, targets=None, *, many: bool = False) -> Run:
         "Run the model once and keep what the base method draws from, at every layer."

@@ -107,7 +107,7 @@ class RISE(PerturbationCAM):
         if eigen_smooth: raise ValueError(f"eigen_smooth: {type(self).__name__} has no channels to find a component of; leave it out")
         maps = self.get_maps(run, asked).flatten(0, 1)
         if not self.centred: maps = maps - maps.flatten(1).amin(1).reshape(-1, *[1] * (maps.ndim - 1))
-        heats = normalize(positive(maps)).unflatten(0, (len(asked), run.batch))
+        heats = normalize(positive(maps, run.threshold)).unflatten(0, (len(asked), run.batch))
         blank = (heats.flatten(2).amax(2) == 0).any(0).nonzero().flatten().tolist()
         if blank: warnings.warn(f"blank heat map for picture {blank}: its score is the same under every mask, or falls wherever more is seen", stacklevel=4)
         return heats
