@@ -44,6 +44,7 @@ from .methods.refinecam import RefineCAM
 from .methods.rise import RISE
 from .methods.scorecam import ScoreCAM
 from .methods.seg_eigencam import SegEigenCAM
+from .methods.sess import SESS
 from .methods.shapleycam import ShapleyCAM
 from .methods.smooth_gradcam_plusplus import SmoothGradCAMPlusPlus
 from .methods.sobel import Sobel
@@ -106,11 +107,12 @@ from .targets.softmax import ClassifierOutputSoftmaxTarget, SoftmaxOutputTarget
 from .targets.token import GeneratedTokenTarget
 from .widgets.explore import explore
 from .widgets.picker import method_images, picker, picker_figure
+from . import compat
 
 __all__ = [
     "AblationCAM", "ADCC", "ARCC", "AttentionRelevance", "AttentionRollout", "BaseCAM", "BeforeSuppression",
     "benchmark", "BestIoU", "BinaryClassifierOutputTarget", "BoxTarget", "CAM",
-    "CamMultImageConfidenceChange", "channels_last_reshape_transform", "ClassifierOutputReST",
+    "CamMultImageConfidenceChange", "channels_last_reshape_transform", "compat", "ClassifierOutputReST",
     "ClassifierOutputSoftmaxTarget", "ClassifierOutputTarget", "Coherency", "compare", "compare_layers",
     "Complexity", "Comprehensiveness", "Consistency", "ContrastTarget", "DeepFeatureFactorization",
     "Deletion", "deprocess_image", "DetectionTarget", "detr_candidates", "DifferenceTarget", "DRISE",
@@ -127,7 +129,7 @@ __all__ = [
     "Record", "record", "RefineCAM", "RegressionOutputTarget", "RelevanceMass", "RelevanceRank", "replay",
     "RISE", "ROADCombined", "ROADLeastRelevantFirst", "ROADLeastRelevantFirstAverage",
     "ROADMostRelevantFirst", "ROADMostRelevantFirstAverage", "run_dff_on_image", "ScoreCAM", "SegEigenCAM",
-    "SemanticSegmentationTarget", "sequence_first_reshape_transform", "ShapleyCAM", "show_cam_on_image",
+    "SemanticSegmentationTarget", "sequence_first_reshape_transform", "SESS", "ShapleyCAM", "show_cam_on_image",
     "show_factorization_on_image", "signal_reshape_transform", "SimilarityTarget", "SmoothGradCAMPlusPlus",
     "Sobel", "SoftmaxOutputTarget", "Sparseness", "SSCAM", "Sufficiency", "suggest_layer",
     "swin_reshape_transform", "to_boxes", "to_mask", "vit_reshape_transform",

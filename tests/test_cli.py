@@ -92,6 +92,15 @@ def test_out_is_a_file(folder, tmp_path):
     assert status == 2 and "is a file" in err and (tmp_path / "out").read_text() == "mine"
 
 
+def test_threshold(tmp_path):
+    from gradcam_nb.cli import main
+
+    for share in ("0", "0.5"):
+        assert main(["explain", "scene:3", "--threshold", share, "--out", str(tmp_path / share)]) == 0
+    plain, cut = (np.load(tmp_path / share / "scene_3_heat_map.npy") for share in ("0", "0.5"))
+    assert cut.max() == 1 and 0 < (cut > 0).mean() < (plain > 0).mean()
+
+
 def test_lists():
     assert "GradCAM" in call("methods")[1] and "scenes-vit" in call("models")[1]
     status, out, _ = call("layers", "scenes-vit")
@@ -118,3 +127,138 @@ def test_a_stop_while_saving_leaves_nothing_half_written(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="disk full"):
         e.save(tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []
+
+
+THEIRS = dict(gradcam="GradCAM", hirescam="HiResCAM", xgradcam="XGradCAM", layercam="LayerCAM", gradcamelementwise="GradCAMElementWise", ablationcam="AblationCAM")
+
+
+def script(model, layer, rgb, method, aug_smooth=False):
+    """What pytorch-grad-cam's example script draws, with its own functions: the map, then map over the picture, guided backpropagation, both."""
+    import pytorch_grad_cam
+    from pytorch_grad_cam.utils.image import deprocess_image, preprocess_image, show_cam_on_image
+
+    x = preprocess_image(rgb, mean=[0.5] * 3, std=[0.5] * 3)
+    with getattr(pytorch_grad_cam, THEIRS[method])(model=model, target_layers=[model.get_submodule(layer)]) as cam:
+        cam.batch_size = 32
+        heat = cam(input_tensor=x, targets=None, aug_smooth=aug_smooth)[0]
+    detail = pytorch_grad_cam.GuidedBackpropReLUModel(model=model, device="cpu")(x, target_category=None)
+    return heat, show_cam_on_image(rgb, heat, use_rgb=True), deprocess_image(detail), deprocess_image(heat[..., None] * detail)
+
+
+def alike(a, b):
+    return np.corrcoef(np.float64(a).ravel(), np.float64(b).ravel())[0, 1]
+
+
+@pytest.mark.parametrize("method, flags", [*((method, []) for method in THEIRS), ("gradcam", ["--aug-smooth"])], ids=lambda v: v if isinstance(v, str) else "".join(v) or "plain")
+def test_cam_draws_what_the_script_draws(tmp_path, capsys, method, flags):
+    from gradcam_nb import load_model
+    from gradcam_nb.cam_script import cam_pictures
+    from gradcam_nb.cli import main
+    from gradcam_nb.explain import read_picture
+
+    picture = read_picture("scene:3").crop((0, 0, 128, 100)).resize((160, 125))
+    picture.save(tmp_path / "picture.png")
+    assert main(["cam", "--image-path", str(tmp_path / "picture.png"), "--method", method, "--device", "cpu", "--output-dir", str(tmp_path / "a/b"), *flags]) == 0
+    out, err = capsys.readouterr()
+    files = [tmp_path / f"a/b/{method}_{name}.jpg" for name in ("cam", "gb", "cam_gb")]
+    assert sorted((tmp_path / "a/b").iterdir()) == sorted(files) and all(str(file) in out for file in files) and (err == "" or method == "ablationcam")
+    how, model = {flag[2:].replace("-", "_"): True for flag in flags}, load_model("scenes-cnn")
+    three = cam_pictures(picture, model, method, **how)
+    heat, *theirs = script(model, "layer4", np.float32(picture) / 255, method, **how)
+    assert alike(three.heat_map, heat) >= 0.9999
+    assert all(alike(mine, other) >= 0.998 for mine, other in zip((three.cam, three.gb, three.cam_gb), theirs))  # their mean of views does not reach 1
+    for file, other in zip(files, theirs):  # a JPEG is a little less
+        written = np.asarray(Image.open(file))
+        assert written.shape == (125, 160, 3) and alike(written, other) >= 0.99
+
+
+def test_cam_smooths_by_the_first_component(tmp_path, monkeypatch):
+    from gradcam_nb import GradCAM, cam_script, load_model
+    from gradcam_nb.cli import main
+
+    drawn = []
+    monkeypatch.setattr(cam_script, "cam_pictures", lambda *args, draw=cam_script.cam_pictures, **how: drawn.append(draw(*args, **how)) or drawn[0])
+    assert main(["cam", "--eigen-smooth", "--aug-smooth", "--layer", "layer3", "--target", "dotted star", "--output-dir", str(tmp_path)]) == 0
+    x, _ = cam_script._taken(load_model("scenes-cnn"), cam_script.read_picture("scene:3"))
+    assert torch.allclose(drawn[0].heat_map, GradCAM(load_model("scenes-cnn"), "layer3")(x, 10, eigen_smooth=True, aug_smooth=True)[0], atol=1e-6)
+
+
+def test_cam_from_the_shell(tmp_path):
+    status, out, err = call("cam", "--image-path", "scene:3", "--use-cuda", "--output-dir", "new", cwd=tmp_path)
+    assert status == 0 and "scenes-cnn saw" in out and sorted(p.name for p in (tmp_path / "new").iterdir()) == ["gradcam_cam.jpg", "gradcam_cam_gb.jpg", "gradcam_gb.jpg"]
+    assert torch.cuda.is_available() or err == "gradcam-nb: --use-cuda: there is no CUDA device; running on the CPU\n"
+
+
+SPELLINGS = "gradcam hirescam scorecam gradcam++ ablationcam xgradcam eigencam eigengradcam layercam fullgrad gradcamelementwise kpcacam shapleycam finercam randomcam fem segeigencam refinecam".split()
+
+
+@pytest.mark.parametrize("method", SPELLINGS)
+def test_cam_knows_the_spelling(method):
+    import warnings
+
+    from gradcam_nb.cam_script import cam_pictures
+
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 6, 3), torch.nn.ReLU(), torch.nn.Conv2d(6, 4, 3), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(4, 5))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of random weights a map may be blank
+        for how in ({}, dict(target="2", aug_smooth=True)):
+            three = cam_pictures(np.random.default_rng(0).random((24, 32, 3)), model, method, **how)
+            assert three.cam.size == three.gb.size == three.cam_gb.size == (32, 24) and three.heat_map.isfinite().all()
+
+
+def test_cam_of_a_transformer_and_of_a_grey_network(folder, tmp_path):
+    from gradcam_nb.cam_script import cam_pictures
+
+    torch.manual_seed(0)
+    model = timm.create_model("vit_tiny_patch16_224", depth=2, num_classes=5)
+    with pytest.warns(UserWarning) as said:
+        three = cam_pictures(folder / "wide.png", model, target=1)
+    assert [str(w.message).partition(":")[0] for w in said if "blank" not in str(w.message)] == ["the network takes no picture of 500 × 300", "guided backpropagation of this network is its plain gradient"]
+    assert three.cam.size == three.cam_gb.size == (224, 224) and three.layers == ["blocks.1.norm1"] and model.training
+    grey = timm.create_model("resnet10t", num_classes=5, in_chans=1)
+    assert cam_pictures(folder / "wide.png", grey).gb.size == (500, 300)
+
+
+CAM_BAD = {
+    "missing file": (["--image-path", "none.png"], "none.png"),
+    "no picture": (["--image-path", "text.jpg"], "text.jpg"),
+    "unknown method": (["--method", "CamGrad"], "CamGrad"),
+    "unknown model": (["--model", "resnet1000"], "resnet1000"),
+    "checkpoint without arch": (["--model", "mine.pth"], "arch"),
+    "unknown class": (["--target", "zebra"], "zebra"),
+    "unknown layer": (["--layer", "layer9"], "layer9"),
+    "layer without places": (["--layer", "fc"], "'layer4' would serve"),
+    "unknown device": (["--device", "abacus"], "abacus"),
+    "out is a file": (["--output-dir", "text.jpg"], "is a file; pass a folder"),
+    "stray word": (["cat.jpg"], "cat.jpg"),
+}
+
+
+@pytest.mark.parametrize("argv, says", CAM_BAD.values(), ids=CAM_BAD.keys())
+def test_cam_bad_input(folder, tmp_path, capsys, monkeypatch, argv, says):
+    from gradcam_nb.cli import main
+
+    monkeypatch.chdir(folder)
+    try:
+        status = main(["cam", "--output-dir", str(tmp_path / "out"), *argv])
+    except SystemExit as stop:
+        status = stop.code
+    out, err = capsys.readouterr()
+    assert status == 2 and says in err and err.count("\n") == 1, err
+    assert not (tmp_path / "out").exists() and out == ""
+
+
+def test_cam_writes_all_or_none(tmp_path, capsys, monkeypatch):
+    from gradcam_nb.cli import main
+
+    saved = Image.Image.save
+
+    def full(image, file, *args, **options):
+        if "cam_gb" in str(file):
+            raise OSError("disk full")
+        return saved(image, file, *args, **options)
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    assert main(["cam", "--output-dir", str(tmp_path)]) == 2 and capsys.readouterr().err == "gradcam-nb: disk full\n"
+    assert list(tmp_path.iterdir()) == []

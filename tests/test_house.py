@@ -33,7 +33,8 @@ FLOORS = [
     ["explain"],
     ["compare"],
     ["widgets", "scale"],
-    ["compat", "cli"],
+    ["compat", "cam_script"],
+    ["cli"],
 ]
 
 
@@ -46,7 +47,7 @@ def floor(module):
 
 
 def modules():
-    return [p for p in PACKAGE.rglob("*.py") if p.name not in ("__init__.py", "_modidx.py")]
+    return [p for p in PACKAGE.rglob("*.py") if p.name not in ("__init__.py", "__main__.py", "_modidx.py")]
 
 
 def imported(path):
