@@ -13,7 +13,7 @@ from gradcam_nb.core.heatmap import fuse
 from gradcam_nb.core.perturbation import PerturbationCAM
 
 pytestmark = pytest.mark.filterwarnings("ignore:blank heat map")  # a network by chance may have nothing that speaks for a class
-FEWER = {"RISE": dict(n_masks=96, cells=3), "SSCAM": dict(samples=2), "ISCAM": dict(steps=3), "OptiCAM": dict(iterations=3)}  # passes: enough for what is kept here
+FEWER = {"RISE": dict(n_masks=96, cells=3), "SSCAM": dict(samples=2), "ISCAM": dict(steps=3), "OptiCAM": dict(iterations=3), "SESS": dict(num_scales=2)}  # passes: enough for what is kept here
 DETECTORS = {"DRISE": "its targets are detections: see test_mask_methods.py"}
 CLASSES = {name: method for name, method in list_methods().items() if issubclass(method, BaseCAM) and name not in DETECTORS}
 METHODS = {name: partial(method, **FEWER.get(name, {}), **(dict(progress=False) if issubclass(method, PerturbationCAM) else {})) for name, method in CLASSES.items()}
@@ -24,8 +24,9 @@ LAYERS = {"1-D": ["fine", "coarse"], "2-D": ["fine", "coarse"], "3-D": ["fine", 
 ATTENTION = [name for name, method in CLASSES.items() if issubclass(method, AttentionCAM)]
 CANNOT = {(name, kind): "no attention over all its tokens" for name in ATTENTION for kind in ("1-D", "2-D", "3-D")}  # and the error says so
 CANNOT["CAM", "ViT"] = "global average pooling"  # this one reads its class token
+CANNOT["SESS", "ViT"] = "does not take patches"  # windows are squares, this one takes 32 × 48
 OF_THE_WHOLE = [*ATTENTION, "FullGrad", "RISE"]  # they look at all layers, whatever is given
-OWN_FUSION = {"CAM": "its weights are those of the last layer only", "LayerCAM": "it scales the finer layers: see test_weight_methods.py"}
+OWN_FUSION = {"CAM": "its weights are those of the last layer only", "LayerCAM": "it scales the finer layers: see test_weight_methods.py", "SESS": "it fuses in each patch: see test_sess.py"}
 
 BELOW_ROUNDING = [("ReciproCAM", "ViT")]  # one token of this network moves the score by less than bfloat16 can tell
 NO_CHANNELS = [*ATTENTION, "RISE", "ReciproCAM", "OptiCAM"]  # nothing to find a component of
