@@ -79,13 +79,14 @@ class BaseCAM:
         threshold: float = 0.0,  # in place of the ReLU, which is 0: what lies below this share of a raw map's maximum, such as 1 / 8, becomes zero
     ) -> Tensor:  # heat maps, `B × spatial` of the input, float32, in [0, 1], on the input's device
         "The heat map of each picture."
-        def drawn(run): return self.draw(replace(run, threshold=threshold), eigen_smooth=eigen_smooth, fusion=fusion)
-        run = self.run(input_tensor, targets)
-        if not aug_smooth: return drawn(run)
-        outputs, heats = self.outputs, [drawn(run)]
+        how = dict(eigen_smooth=eigen_smooth, fusion=fusion)
+        run = replace(self.run(input_tensor, targets), threshold=threshold)
+        if not aug_smooth: return self.draw(run, **how)
+        outputs, heats = self.outputs, [self.draw(run, **how)]
         views = mirrored_and_scaled() if aug_smooth is True else list(aug_smooth)
         for some, changed in self._changed(views, input_tensor, run.batch):
-            maps = drawn(self.run(changed, None if run.targets[0] is None else run.targets * len(some)))
+            again = self.run(changed, None if run.targets[0] is None else run.targets * len(some))
+            maps = self.draw(replace(again, threshold=threshold), **how)
             heats += [undo(m) for (_, undo), m in zip(some, maps.split(run.batch))]
         self.outputs = outputs
         mean = torch.stack(heats).mean(0)
