@@ -26,7 +26,9 @@ def _how(args): return {name: getattr(args, name) for name in ("aug_smooth", "ei
 
 def _explain(args):
     from tqdm import tqdm
-    from gradcam_nb.explain import explain, find_method, read_picture
+    from gradcam_nb.explain import explain
+    from gradcam_nb.catalogue import find_method
+    from gradcam_nb.ask import read_picture
     from gradcam_nb.models import load_model
     out = Path(args.out)
     if out.exists() and not out.is_dir(): raise ValueError(f"--out: {args.out!r} is a file; pass a folder")
@@ -49,8 +51,9 @@ def _demo(args):
 # %% ../nbs/cli.ipynb #146872cc
 def _cam(args):
     import torch
-    from gradcam_nb.cam_script import cam_pictures
-    from gradcam_nb.explain import find_method, read_picture
+    from gradcam_nb.compat.pytorch_grad_cam.script import cam_pictures
+    from gradcam_nb.catalogue import find_method
+    from gradcam_nb.ask import read_picture
     from gradcam_nb.models import load_model
     out, device = Path(args.output_dir), args.device
     if out.exists() and not out.is_dir(): raise ValueError(f"--output-dir: {args.output_dir!r} is a file; pass a folder")
@@ -67,7 +70,7 @@ def _cam(args):
 
 # %% ../nbs/cli.ipynb #08
 def _methods(args):
-    from gradcam_nb.explain import list_methods
+    from gradcam_nb.catalogue import list_methods
     rows = [("method", "cost", "paper"), *((name, item.cost, item.paper) for name, item in list_methods().items())]
     name_width, cost_width = (max(len(row[i]) for row in rows) for i in (0, 1))
     for name, cost, paper in rows: print(f"{name:{name_width}}  {cost:{cost_width}}  {paper}")
@@ -75,7 +78,7 @@ def _methods(args):
 def _layers(args):
     import torch
     from gradcam_nb.imaging.preprocess import preprocess_for
-    from gradcam_nb.layers import list_layers, live_layers, suggest_layer
+    from gradcam_nb.engine.layers import list_layers, live_layers, suggest_layer
     from gradcam_nb.models import load_model
     model = load_model(args.model, args.arch)
     preprocess = preprocess_for(model)

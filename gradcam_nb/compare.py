@@ -12,9 +12,9 @@ from dataclasses import replace
 from torch import Tensor, nn
 
 from .core.cam import BaseCAM
-from .core.record import find_layer
-from .core.visit import unwrap
-from .explain import find_method
+from .engine.record import find_layer
+from .engine.visit import unwrap
+from .catalogue import find_method
 
 # %% ../nbs/compare.ipynb #07
 def compare(

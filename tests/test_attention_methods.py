@@ -10,7 +10,7 @@ import torch
 import torchvision
 from torch import nn
 
-from gradcam_nb.core.attention import record_attention
+from gradcam_nb.engine.attention import record_attention
 from gradcam_nb.methods.attention_relevance import AttentionRelevance
 from gradcam_nb.methods.attention_rollout import AttentionRollout
 from gradcam_nb.methods.grad_eclip import GradECLIP

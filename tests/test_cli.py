@@ -152,9 +152,9 @@ def alike(a, b):
 @pytest.mark.parametrize("method, flags", [*((method, []) for method in THEIRS), ("gradcam", ["--aug-smooth"])], ids=lambda v: v if isinstance(v, str) else "".join(v) or "plain")
 def test_cam_draws_what_the_script_draws(tmp_path, capsys, method, flags):
     from gradcam_nb import load_model
-    from gradcam_nb.cam_script import cam_pictures
+    from gradcam_nb.compat.pytorch_grad_cam.script import cam_pictures
     from gradcam_nb.cli import main
-    from gradcam_nb.explain import read_picture
+    from gradcam_nb.ask import read_picture
 
     picture = read_picture("scene:3").crop((0, 0, 128, 100)).resize((160, 125))
     picture.save(tmp_path / "picture.png")
@@ -196,7 +196,7 @@ SPELLINGS = "gradcam hirescam scorecam gradcam++ ablationcam xgradcam eigencam e
 def test_cam_knows_the_spelling(method):
     import warnings
 
-    from gradcam_nb.cam_script import cam_pictures
+    from gradcam_nb.compat.pytorch_grad_cam.script import cam_pictures
 
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 6, 3), torch.nn.ReLU(), torch.nn.Conv2d(6, 4, 3), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(4, 5))
@@ -208,7 +208,7 @@ def test_cam_knows_the_spelling(method):
 
 
 def test_cam_of_a_transformer_and_of_a_grey_network(folder, tmp_path):
-    from gradcam_nb.cam_script import cam_pictures
+    from gradcam_nb.compat.pytorch_grad_cam.script import cam_pictures
 
     torch.manual_seed(0)
     model = timm.create_model("vit_tiny_patch16_224", depth=2, num_classes=5)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from gradcam_nb.compat import arrays, cam, methods, metrics
-from gradcam_nb.compat.install import ABSENT
+from gradcam_nb.compat.pytorch_grad_cam.install import ABSENT
 from gradcam_nb.samples.networks import load
 from gradcam_nb.samples.scenes import TEST, scenes
 from gradcam_nb.targets.classifier import ClassifierOutputTarget

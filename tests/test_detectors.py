@@ -15,9 +15,9 @@ from gradcam_nb.imaging.read import read_image
 from gradcam_nb.methods.gradcam import GradCAM
 from gradcam_nb.methods.hirescam import HiResCAM
 from gradcam_nb.targets.box import BoxTarget
-from gradcam_nb.targets.candidates import BeforeSuppression
+from gradcam_nb.targets.before_suppression import BeforeSuppression
 from gradcam_nb.targets.faster_rcnn import FasterRCNNBoxScoreTarget
-from gradcam_nb.targets.heads import detr_candidates, yolo_candidates, yolov8_candidates
+from gradcam_nb.targets.candidates import detr_candidates, yolo_candidates, yolov8_candidates
 from gradcam_nb.targets.instance_mask import InstanceMaskTarget
 
 # ---------------------------------------------------------------- torchvision's six families, small and untrained

@@ -7,8 +7,8 @@ import torch
 import torchvision
 from torch import nn
 
-from gradcam_nb.core.record import record
-from gradcam_nb.core.replay import replay
+from gradcam_nb.engine.record import record
+from gradcam_nb.engine.replay import replay
 
 torch.manual_seed(0)
 MODELS = {

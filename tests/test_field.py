@@ -19,7 +19,7 @@ from gradcam_nb.methods.shapleycam import ShapleyCAM
 from gradcam_nb.samples.networks import load
 from gradcam_nb.samples.scenes import TEST, scenes
 from gradcam_nb.targets.resolve import each_score
-from gradcam_nb.targets.rest import ClassifierOutputReST
+from gradcam_nb.targets.residual_softmax import ClassifierOutputReST
 
 
 @pytest.fixture(scope="module")

@@ -20,20 +20,13 @@ NOTEBOOKS = sorted(p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpo
 
 # From the ground up: a module imports only from its own floor's room or from rooms on floors below.
 FLOORS = [
-    ["smoothing", "targets", "reshape", "core.visit", "core.heatmap", "core.many", "imaging"],
-    ["core.replay"],
-    ["core.record", "core.quick"],
-    ["layers", "samples"],
-    ["core.run"],
-    ["core.cam", "core.attention"],
-    ["core.attention_cam", "core.perturbation"],
-    ["core.variants"],
-    ["methods", "metrics", "models"],
-    ["explanation"],
-    ["explain"],
-    ["compare"],
-    ["widgets", "scale"],
-    ["compat", "cam_script"],
+    ["smoothing", "targets", "reshape", "imaging"],
+    ["engine", "samples"],
+    ["core", "models"],
+    ["methods", "metrics", "explanation", "ask"],
+    ["catalogue"],
+    ["explain", "compare"],
+    ["widgets", "compat"],
     ["cli"],
 ]
 
@@ -50,24 +43,45 @@ def modules():
     return [p for p in PACKAGE.rglob("*.py") if p.name not in ("__init__.py", "__main__.py", "_modidx.py")]
 
 
-def imported(path):
-    """Names of this package's modules that a module imports at its top level."""
+def imports(path):
+    """What a module imports of this package, inside functions too: (a module or a room, the name that is taken from it)."""
     here = path.relative_to(PACKAGE).with_suffix("").parts
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.ImportFrom) and node.level:
-            base = here[: len(here) - node.level]
-            yield ".".join([*base, *(node.module or "").split(".")]).strip(".")
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("gradcam_nb."):
-            yield node.module.removeprefix("gradcam_nb.")
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                if alias.name.split(".")[0] == "gradcam_nb":
+                    yield alias.name.removeprefix("gradcam_nb").strip("."), ""
+        elif isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").split(".")[0] == "gradcam_nb"):
+            base = list(here[: len(here) - node.level]) if node.level else []
+            source = ".".join([*base, *(node.module or "").removeprefix("gradcam_nb").split(".")]).strip(".")
+            for alias in node.names:
+                inner = f"{source}.{alias.name}".strip(".")
+                is_module = (PACKAGE / inner.replace(".", "/")).is_dir() or (PACKAGE / f"{inner.replace('.', '/')}.py").is_file()
+                yield (inner, "") if is_module else (source, alias.name)
 
 
 @pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_a_room_imports_only_from_below(path):
     module = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
     level, room = floor(module)
-    for other in imported(path):
+    for other, _ in imports(path):
+        assert other, f"{module} imports the package that it is a part of; name the module"
         other_level, other_room = floor(other)
+        assert other != room or other == module, f"{module} imports its own room; name the module"
         assert other_level < level or other_room == room, f"{module} imports {other}, which is not below it"
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_no_module_uses_anothers_private_name(path):
+    taken = [(other, name) for other, name in imports(path) if name.startswith("_") or other.split(".")[-1].startswith("_")]
+    assert not taken
+    tree, own = ast.parse(path.read_text(encoding="utf-8")), set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            own |= {alias.asname or alias.name for alias in node.names}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in own:
+            assert not re.match(r"_[a-z]", node.attr), f"{node.value.id}.{node.attr}"
 
 
 def test_every_module_has_its_notebook():

@@ -9,8 +9,8 @@ import torch
 import torchvision
 from torch import nn
 
-from gradcam_nb.core.record import record
-from gradcam_nb.core.visit import FromInput
+from gradcam_nb.engine.record import record
+from gradcam_nb.engine.visit import FromInput
 from gradcam_nb.methods.deep_feature_factorization import DeepFeatureFactorization, create_labels_legend, dff, run_dff_on_image, show_factorization_on_image
 from gradcam_nb.methods.fullgrad import FullGrad, layer_bias
 from gradcam_nb.methods.guided_backprop import GuidedBackpropReLUModel

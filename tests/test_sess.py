@@ -13,7 +13,7 @@ from pytorch_grad_cam import SESS as PyPI
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget as PyPITarget
 from torch import nn
 
-from gradcam_nb.core.many import watching
+from gradcam_nb.engine.batches import watching
 from gradcam_nb.imaging.preprocess import Preprocess
 from gradcam_nb.methods.attention_rollout import AttentionRollout
 from gradcam_nb.methods.eigencam import EigenCAM

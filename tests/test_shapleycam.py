@@ -17,7 +17,7 @@ from gradcam_nb.reshape.vit import vit_reshape_transform
 from gradcam_nb.samples.networks import load
 from gradcam_nb.samples.scenes import TEST, scenes
 from gradcam_nb.targets.classifier import ClassifierOutputTarget
-from gradcam_nb.targets.rest import ClassifierOutputReST
+from gradcam_nb.targets.residual_softmax import ClassifierOutputReST
 
 
 class Bends(nn.Module):

@@ -17,11 +17,11 @@ from gradcam_nb.targets.classifier import ClassifierOutputTarget
 from gradcam_nb.targets.contrast import ContrastTarget
 from gradcam_nb.targets.finer_weighted import FinerWeightedTarget
 from gradcam_nb.targets.multi_label import MultiLabelOutputTarget
-from gradcam_nb.targets.part import OutputPartTarget, output_part
+from gradcam_nb.targets.output_part import OutputPartTarget, output_part
 from gradcam_nb.targets.raw import RawScoresOutputTarget
 from gradcam_nb.targets.regression import RegressionOutputTarget
 from gradcam_nb.targets.resolve import each_score
-from gradcam_nb.targets.rest import ClassifierOutputReST
+from gradcam_nb.targets.residual_softmax import ClassifierOutputReST
 from gradcam_nb.targets.softmax import ClassifierOutputSoftmaxTarget, SoftmaxOutputTarget, as_probability
 
 K = 6

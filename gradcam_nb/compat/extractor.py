@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from ..core.heatmap import resize, stretch
-from ..core.record import find_layer
-from ..layers import list_layers
+from ..engine.record import find_layer
+from ..engine.layers import list_layers
 
 # %% ../../nbs/compat/extractor.ipynb #09
 def last_layer(

@@ -17,14 +17,14 @@ from torch import Tensor, nn
 
 from ..core.cam import finish
 from ..core.heatmap import stretch
-from ..core.visit import unwrap
+from ..engine.visit import unwrap
 from ..explanation import saw
 from ..imaging.figure import grid, shown_by_jupyter
 from ..imaging.overlay import colorize, overlay
 from ..imaging.preprocess import Preprocess, preprocess_for
 from ..imaging.read import read_image
 from ..imaging.write import write_all
-from ..layers import list_layers, live_layers, suggest_layer
+from ..engine.layers import list_layers, live_layers, suggest_layer
 from ..methods import gradcam
 
 # %% ../../nbs/compat/one_object.ipynb #10

@@ -14,11 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attention import Attention, AttentionRecord, record_attention
+from ..engine.attention import Attention, AttentionRecord, record_attention
 from .cam import BaseCAM
 from .heatmap import normalize, positive, resize
-from .run import check_input
-from ..layers import input_size
+from ..engine.inputs import check_input
+from ..engine.inputs import input_size
 from ..reshape.vit import token_grid
 from ..targets.resolve import resolve_targets, total_score
 

@@ -14,10 +14,12 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from .heatmap import fuse, normalize, positive, resize
-from .record import Record, find_layer, record
-from .run import Call, Run, check_input, warn_if_blank
-from .visit import unwrap
-from ..layers import first_tensor, input_size, suggest_layer
+from ..engine.record import Record, find_layer, record
+from .run import Call, Run, warn_if_blank
+from ..engine.inputs import check_input
+from ..engine.visit import unwrap
+from ..engine.inputs import first_tensor, input_size
+from ..engine.layers import suggest_layer
 from ..smoothing.augment import mirrored_and_scaled
 from ..smoothing.eigen import first_component
 from ..targets.resolve import first_score, resolve_targets, total_score
@@ -54,6 +56,7 @@ class BaseCAM:
     The model is left exactly as it was found, and nothing is kept but `outputs`.
     """
     uses_gradients = uses_targets = True  # without targets: the same map whatever is asked
+    kind = "one gradient"  # or "no gradient", "perturbation", "attention", "input gradient", "yardstick"
     paper = cost = ""  # for lists: author, year, where; and what it costs
 
     def __init__(self,

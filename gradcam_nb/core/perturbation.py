@@ -16,10 +16,11 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from .cam import BaseCAM, combine, finish, weigh
-from .many import batch_that_fits, bytes_of, in_batches
-from .quick import Quick
+from ..engine.batches import batch_that_fits, bytes_of, in_batches
+from ..engine.fast_copy import Quick
 from .run import Call, Run, warn_if_blank
-from ..layers import first_tensor, list_layers, places
+from ..engine.inputs import first_picture, first_tensor, places
+from ..engine.layers import list_layers
 from ..targets.resolve import each_score
 
 # %% ../../nbs/core/perturbation.ipynb #08
@@ -94,7 +95,7 @@ class PerturbationCAM(BaseCAM):
     ) -> Tensor:  # `K × n`, float32
         "The scores of masked pictures; the masks are made a batch at a time."
         inputs, scores = run.record.input_tensor, []
-        quick = Quick(self.model, inputs[:1] if isinstance(inputs, list) else tree_map_only(Tensor, lambda t: t[:1], inputs), len(pictures) // self.batch_size)
+        quick = Quick(self.model, first_picture(inputs), len(pictures) // self.batch_size)
         for part in in_batches(len(pictures), self.batch_size, type(self).__name__, seconds=self.seconds, progress=self.progress):
             with torch.inference_mode(): scores.append(scores_of(asked, pictures[part], quick(change(masked(inputs, pictures[part], masks(part)), part))))
         return torch.cat(scores, 1) if scores else torch.empty(len(asked), 0)

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
-from .many import in_batches
+from ..engine.batches import in_batches
 from .perturbation import scores_of
-from .record import record
-from .replay import replay
+from ..engine.record import record
+from ..engine.replay import replay
 from .run import Call, Run
 
 # %% ../../nbs/core/variants.ipynb #08

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..core.perturbation import PerturbationCAM, scores_of
-from ..core.record import Record, record
+from ..engine.record import Record, record
 from ..core.run import Call, Run
 from ..core.variants import channel_elements, scores_behind
 
@@ -24,6 +24,7 @@ class AblationCAM(PerturbationCAM):
     Desai & Ramaswamy, *Ablation-CAM: Visual Explanations for Deep Convolutional Network via Gradient-free Localization*, WACV 2020,
     [doi 10.1109/WACV45572.2020.9093360](https://doi.org/10.1109/WACV45572.2020.9093360). Cost: one run of the model, and what lies behind the layer once for each channel.
     """
+    kind = "perturbation"
     paper, cost = "Desai & Ramaswamy, 2020, WACV", "1 forward, 1 behind the layer a channel"
     most_rows = 64
 

@@ -19,6 +19,7 @@ class AttentionRollout(AttentionCAM):
     [arXiv 2005.00928](https://arxiv.org/abs/2005.00928). Cost: one run of the model, no gradients.
     """
     uses_gradients = uses_targets = False
+    kind = "attention"
     paper, cost = "Abnar & Zuidema, 2020, arXiv 2005.00928", "1 forward"
 
     def __init__(self,

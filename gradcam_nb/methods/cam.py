@@ -28,6 +28,7 @@ class CAM(BaseCAM):
     where the score is not a linear layer of the mean activations, or the target is no class.
     """
     uses_gradients = False
+    kind = "no gradient"
     paper, cost = "Zhou et al., 2016, arXiv 1512.04150", "1 forward"
 
     def get_layer_map(self, run: Run, call: Call, eigen_smooth: bool = False) -> Tensor:

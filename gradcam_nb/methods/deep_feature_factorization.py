@@ -15,11 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core.heatmap import resize
-from ..core.record import find_layer, record
-from ..core.run import Run, check_input
-from ..core.visit import evaluating, unwrap
+from ..engine.record import find_layer, record
+from ..core.run import Run
+from ..engine.inputs import check_input
+from ..engine.visit import evaluating, unwrap
 from ..imaging.read import read_image
-from ..layers import first_tensor, input_size, suggest_layer
+from ..engine.inputs import first_tensor, input_size
+from ..engine.layers import suggest_layer
 
 # %% ../../nbs/methods/deep_feature_factorization.ipynb #09
 def dff(
@@ -58,6 +60,7 @@ class DeepFeatureFactorization:
     Collins et al., *Deep Feature Factorization For Concept Discovery*, ECCV 2018,
     [arXiv 1806.10206](https://arxiv.org/abs/1806.10206). Cost: one run of the model, no gradients, and the factorization.
     """
+    kind = "no gradient"
     paper, cost = "Collins et al., 2018, arXiv 1806.10206", "1 forward, and the factorization"
 
     def __init__(self,

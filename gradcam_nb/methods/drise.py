@@ -11,9 +11,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..core.replay import call_model
+from ..engine.inputs import call_model
 from ..core.run import Run
-from ..core.visit import evaluating
+from ..engine.visit import evaluating
 from .rise import RISE
 from ..targets.detection import DetectionTarget
 
@@ -28,6 +28,7 @@ class DRISE(RISE):
     (left out: the one with the highest score), or a callable such as `DetectionTarget`.
     Raises `ValueError` where there is no such detection, and for `eigen_smooth` and `aug_smooth`.
     """
+    kind = "perturbation"
     paper, cost = "Petsiuk et al., 2021, arXiv 2006.03204", "5,000 forward (n_masks)"
 
     def __init__(self,

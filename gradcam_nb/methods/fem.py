@@ -18,6 +18,7 @@ class FEM(BaseCAM):
     [hal-02963298](https://hal.science/hal-02963298). Cost: one run of the model, no gradient; the same map for every target.
     """
     uses_gradients = uses_targets = False
+    kind = "no gradient"
     paper, cost = "Fuad et al., 2020, hal-02963298", "1 forward"
 
     def __init__(self, *args,  # as for every method

@@ -15,7 +15,7 @@ from ..core.cam import BaseCAM
 from ..core.run import Run
 from .gradcam import GradCAM
 from ..targets.classifier import ClassifierOutputTarget
-from ..targets.part import picture_scores
+from ..targets.output_part import picture_scores
 from ..targets.resolve import class_scores
 
 # %% ../../nbs/methods/finercam.ipynb #09
@@ -64,6 +64,7 @@ class FinerCAM(BaseCAM):
     Zhang et al., *Finer-CAM: Spotting the Difference Reveals Finer Details for Visual Explanation*, CVPR 2025,
     [arXiv 2501.11309](https://arxiv.org/abs/2501.11309). Cost: that of the base method.
     """
+    kind = "one gradient"
     paper, cost = "Zhang et al., 2025, arXiv 2501.11309", "that of the base method"
 
     def __init__(self, *args,  # as for every method

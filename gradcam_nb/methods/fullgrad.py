@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from ..core.cam import BaseCAM
 from ..core.heatmap import fuse, normalize, positive, resize
-from ..core.record import Record, record
+from ..engine.record import Record, record
 from ..core.run import Run, warn_if_blank
-from ..core.visit import FromInput
-from ..layers import list_layers
+from ..engine.visit import FromInput
+from ..engine.layers import list_layers
 from ..smoothing.eigen import first_component
 
 # %% ../../nbs/methods/fullgrad.ipynb #11
@@ -66,6 +66,7 @@ class FullGrad(BaseCAM):
     [arXiv 1905.00780](https://arxiv.org/abs/1905.00780). Cost: one run of the model and one backward pass to the input;
     the first call also runs one picture to find the layers. `target_layers` and `reshape_transform` are ignored.
     """
+    kind = "input gradient"
     paper, cost = "Srinivas and Fleuret, 2019, arXiv 1905.00780", "1 forward, 1 backward to the input"
 
     def __init__(self, model: nn.Module, target_layers=None, reshape_transform=None, *, batch_size: int = 32):

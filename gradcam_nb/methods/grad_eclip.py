@@ -18,6 +18,7 @@ class GradECLIP(AttentionCAM):
     Zhao et al., *Grad-ECLIP: Gradient-based Visual and Textual Explanations for CLIP*, 2025,
     [arXiv 2502.18816](https://arxiv.org/abs/2502.18816). Cost: one run of the model, one backward pass.
     """
+    kind = "attention"
     paper, cost = "Zhao et al., 2025, arXiv 2502.18816", "1 forward, 1 backward"
 
     def __init__(self,

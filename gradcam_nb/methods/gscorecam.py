@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from ..core.record import record
+from ..engine.record import record
 from ..core.run import Call, Run
 from .scorecam import ScoreCAM
 from ..targets.resolve import total_score
@@ -23,6 +23,7 @@ class GScoreCAM(ScoreCAM):
     [paper](https://openaccess.thecvf.com/content/ACCV2022/html/Chen_gScoreCAM_What_objects_is_CLIP_looking_at_ACCV_2022_paper.html).
     Cost: a run of the model with the backward pass behind the layer, and one for each of `k` channels.
     """
+    kind = "perturbation"
     paper, cost = "Chen et al., ACCV 2022", "1 backward behind the layer, 300 forwards"
 
     def __init__(self,

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ..core.record import record
-from ..core.run import check_input
-from ..core.visit import FromInput, unwrap
+from ..engine.record import record
+from ..engine.inputs import check_input
+from ..engine.visit import FromInput, unwrap
 from ..targets.resolve import resolve_targets, total_score
 
 # %% ../../nbs/methods/guided_backprop.ipynb #09
@@ -46,6 +46,7 @@ class GuidedBackpropReLUModel:
     [arXiv 1412.6806](https://arxiv.org/abs/1412.6806). Cost: one run of the model and one backward pass to the input.
     Other activation functions (SiLU, GELU, leaky ReLU) and ReLUs inside TorchScript keep their own gradient.
     """
+    kind = "input gradient"
     paper, cost = "Springenberg et al., 2015, arXiv 1412.6806", "1 forward, 1 backward to the input"
 
     def __init__(self,

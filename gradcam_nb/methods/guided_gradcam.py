@@ -18,6 +18,7 @@ class GuidedGradCAM:
     Selvaraju et al., *Grad-CAM: Visual Explanations from Deep Networks via Gradient-based Localization*, ICCV 2017,
     [arXiv 1610.02391](https://arxiv.org/abs/1610.02391). Cost: that of the heat map, one more run of the model, and one backward pass to the input.
     """
+    kind = "input gradient"
     paper, cost = "Selvaraju et al., 2017, arXiv 1610.02391", "2 forward, 1 backward behind the layer, 1 to the input"
 
     def __init__(self,

@@ -21,6 +21,7 @@ class ISCAM(ScoreCAM):
     Naidu et al., *IS-CAM: Integrated Score-CAM for axiomatic-based explanations*, 2020,
     [arXiv 2010.03023](https://arxiv.org/abs/2010.03023). Cost: `steps` - 1 runs of the model for each channel that is not constant.
     """
+    kind = "perturbation"
     paper, cost = "Naidu et al., 2020, arXiv 2010.03023", "9 forwards a channel"
 
     def __init__(self,

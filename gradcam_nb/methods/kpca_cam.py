@@ -21,6 +21,7 @@ class KPCA_CAM(BaseCAM):
     a matrix of places × places. The same map for every target.
     """
     uses_gradients = uses_targets = False
+    kind = "no gradient"
     paper, cost = "Karmani et al., 2024, arXiv 2410.00267", "1 forward, eigenvectors of places × places"
 
     def __init__(self, *args,  # as for every method

@@ -29,6 +29,7 @@ class LayerCAM(BaseCAM):
     Jiang et al., *LayerCAM: Exploring Hierarchical Class Activation Maps for Localization*, IEEE TIP 2021,
     [10.1109/TIP.2021.3089943](https://doi.org/10.1109/TIP.2021.3089943). Cost: one run of the model, and the backward pass behind the first layer.
     """
+    kind = "one gradient"
     paper, cost = "Jiang et al., 2021, IEEE TIP 10.1109/TIP.2021.3089943", "1 forward, 1 backward behind the layer"
 
     def get_cam_weights(self, activations: Tensor, gradients: Tensor) -> Tensor: return gradients.relu()

@@ -19,6 +19,7 @@ class LeGrad(AttentionCAM):
     before the first block and behind the last once more, and a backward pass through one block.
     """
     each_layer = True
+    kind = "attention"
     paper, cost = "Bousselham et al., 2025, arXiv 2404.03214", "1 forward, 1 backward through a block for each layer"
 
     def __init__(self,

@@ -15,12 +15,12 @@ from torch import Tensor
 
 from ..core.cam import combine, weigh
 from ..core.heatmap import resize, stretch
-from ..core.many import in_batches
+from ..engine.batches import in_batches
 from ..core.perturbation import PerturbationCAM, masked
-from ..core.record import record
-from ..core.replay import call_model
+from ..engine.record import record
+from ..engine.inputs import call_model
 from ..core.run import Call, Run
-from ..core.visit import evaluating
+from ..engine.visit import evaluating
 from ..targets.resolve import each_score
 
 # %% ../../nbs/methods/opticam.ipynb #09
@@ -38,6 +38,7 @@ class OptiCAM(PerturbationCAM):
     [arXiv 2301.07002](https://arxiv.org/abs/2301.07002). Cost: `iterations` runs forward and backward through the model.
     Raises `ValueError` for options out of range, a score without a gradient, and `eigen_smooth`.
     """
+    kind = "perturbation"
     paper, cost = "Zhang et al., 2023, arXiv 2301.07002", "100 forward, 100 backward to the input (iterations)"
 
     def __init__(self, model, target_layers=None, reshape_transform=None, *,

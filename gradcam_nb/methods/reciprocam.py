@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..core.perturbation import PerturbationCAM
-from ..core.record import Record, record
+from ..engine.record import Record, record
 from ..core.run import Call, Run
 from ..core.variants import elements, scores_behind
 from ..targets.softmax import as_probability
@@ -32,6 +32,7 @@ class ReciproCAM(PerturbationCAM):
     [arXiv 2209.14074](https://arxiv.org/abs/2209.14074); for transformers *ViT-ReciproCAM*, 2023, [arXiv 2310.02588](https://arxiv.org/abs/2310.02588).
     Cost: one run of the model, and what lies behind the layer once for each place.
     """
+    kind = "perturbation"
     paper, cost = "Byun & Lee, 2022, arXiv 2209.14074", "1 forward, 1 behind the layer a place"
     most_rows = 64
 

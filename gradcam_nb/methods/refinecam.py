@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..core.cam import BaseCAM
 from ..core.run import Run
-from ..layers import list_layers, live_layers, suggest_layer
+from ..engine.layers import list_layers, live_layers, suggest_layer
 from .gradcam_plusplus import GradCAMPlusPlus
 from ..targets.resolve import first_score
 
@@ -31,6 +31,7 @@ class RefineCAM(BaseCAM):
     Domeniconi et al., *How to Evaluate and Refine your CAM*, ICPR 2026,
     [arXiv 2605.14641](https://arxiv.org/abs/2605.14641). Cost: that of the base method with all the layers, in one run.
     """
+    kind = "one gradient"
     paper, cost = "Domeniconi et al., 2026, arXiv 2605.14641", "the base method's, with several layers"
 
     def __init__(self,

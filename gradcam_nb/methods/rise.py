@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..core.heatmap import normalize, positive, resize
 from ..core.perturbation import PerturbationCAM
 from ..core.run import Run
-from ..layers import first_tensor
+from ..engine.inputs import first_tensor
 from ..targets.softmax import find_score
 
 # %% ../../nbs/methods/rise.ipynb #10
@@ -57,6 +57,7 @@ class RISE(PerturbationCAM):
     targets from the same runs. There is no layer: `target_layers` and `reshape_transform` are ignored.
     Raises `ValueError` for options out of range and for `eigen_smooth`.
     """
+    kind = "perturbation"
     paper, cost = "Petsiuk et al., 2018, arXiv 1806.07421", "4,000 forward (n_masks)"
 
     def __init__(self,

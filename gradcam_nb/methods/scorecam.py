@@ -23,6 +23,7 @@ class ScoreCAM(PerturbationCAM):
     Wang et al., *Score-CAM: Score-Weighted Visual Explanations for Convolutional Neural Networks*, CVPR workshops 2020,
     [arXiv 1910.01279](https://arxiv.org/abs/1910.01279). Cost: a run of the model for each channel that is not constant.
     """
+    kind = "perturbation"
     paper, cost = "Wang et al., 2020, arXiv 1910.01279", "1 forward a channel"
     variants = 1  # of each mask
 

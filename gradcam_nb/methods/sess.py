@@ -19,12 +19,12 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map, tree_map_only
 
 from ..core.heatmap import normalize, resize, stretch
-from ..core.many import in_batches
+from ..engine.batches import in_batches
 from ..core.perturbation import PerturbationCAM
-from ..core.replay import call_model
+from ..engine.inputs import call_model
 from ..core.run import Run
-from ..core.visit import evaluating
-from ..layers import places
+from ..engine.visit import evaluating
+from ..engine.inputs import places
 from .gradcam import GradCAM
 from ..targets.resolve import each_score, resolve_targets
 from ..targets.softmax import find_score
@@ -108,6 +108,7 @@ class SESS(PerturbationCAM):
     [arXiv 2207.01769](https://arxiv.org/abs/2207.01769). Cost: for each patch, 122 on a square picture, a forward pass and the base method.
     Raises `ValueError` for options out of range, and where the model does not take a patch.
     """
+    kind = "perturbation"
     paper, cost = "Tursun et al., 2022, arXiv 2207.01769", "122 patches (num_scales): 1 forward and the base method each"
 
     def __init__(self,

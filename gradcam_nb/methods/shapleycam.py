@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map, tree_map_only
 
-from ..core.record import Record, record
+from ..engine.record import Record, record
 from ..core.run import Run
 from .gradcam import GradCAM
 from ..targets.classifier import ClassifierOutputTarget
 from ..targets.resolve import class_scores
-from ..targets.rest import ClassifierOutputReST
+from ..targets.residual_softmax import ClassifierOutputReST
 
 # %% ../../nbs/methods/shapleycam.ipynb #09
 def _rest(target):
@@ -39,6 +39,7 @@ class ShapleyCAM(GradCAM):
     Cai, *CAMs as Shapley Value-based Explainers*, 2025, [arXiv 2501.06261](https://arxiv.org/abs/2501.06261).
     Cost: one run of the model, the backward pass behind the layer, and for the Hessian two to three more of them.
     """
+    kind = "one gradient"
     paper, cost = "Cai, 2025, arXiv 2501.06261", "1 forward, 3 to 4 backward behind the layer"
 
     def __init__(self, *args,  # as for every method

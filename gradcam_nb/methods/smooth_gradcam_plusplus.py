@@ -40,6 +40,7 @@ class SmoothGradCAMPlusPlus(BaseCAM):
     Network Models*, 2019, [arXiv 1908.01224](https://arxiv.org/abs/1908.01224).
     Cost: a run of the model, and the backward pass behind the layer, for the picture and for each copy.
     """
+    kind = "one gradient"
     paper, cost = "Omeiza et al., 2019, arXiv 1908.01224", "1 + samples forwards, as many backwards behind the layer"
 
     def __init__(self,

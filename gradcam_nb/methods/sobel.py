@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ..core.heatmap import normalize
-from ..core.run import check_input
-from ..layers import first_tensor
+from ..engine.inputs import check_input
+from ..engine.inputs import first_tensor
 
 # %% ../../nbs/methods/sobel.ipynb #09
 def sobel_cam(
@@ -43,6 +43,7 @@ class Sobel:
     Sobel and Feldman, *A 3×3 Isotropic Gradient Operator for Image Processing*, talk at the Stanford Artificial Intelligence
     Project, 1968. Cost: no run of the model.
     """
+    kind = "yardstick"
     paper, cost = "Sobel and Feldman, 1968, talk (no paper)", "no run of the model"
 
     def __init__(self, model=None, target_layers=None, reshape_transform=None, *, batch_size: int = 32): self.outputs = None

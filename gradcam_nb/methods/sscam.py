@@ -21,6 +21,7 @@ class SSCAM(ScoreCAM):
     Wang et al., *SS-CAM: Smoothed Score-CAM for Sharper Visual Feature Localization*, 2020,
     [arXiv 2006.14255](https://arxiv.org/abs/2006.14255). Cost: `samples` runs of the model for each channel that is not constant.
     """
+    kind = "perturbation"
     paper, cost = "Wang et al., 2020, arXiv 2006.14255", "35 forwards a channel"
 
     def __init__(self,

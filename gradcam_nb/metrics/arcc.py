@@ -14,7 +14,7 @@ from torch import Tensor
 from .coherency import Coherency
 from .complexity import Complexity
 from .drop import DropInConfidence
-from .method import MethodMetric, model_of
+from .robustness import MethodMetric, model_of
 from .road import ROADCombined
 
 # %% ../../nbs/metrics/arcc.ipynb #08

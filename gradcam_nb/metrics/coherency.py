@@ -8,7 +8,7 @@ __all__ = ['Coherency']
 # %% ../../nbs/metrics/coherency.ipynb #03
 from torch import Tensor
 
-from .method import MethodMetric
+from .robustness import MethodMetric
 from .similarity import pearson
 
 # %% ../../nbs/metrics/coherency.ipynb #09

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .fill import as_fill
-from .perturbation import PerturbationMetric
+from .faithfulness import PerturbationMetric
 from .ranking import ranks
 
 # %% ../../nbs/metrics/comprehensiveness.ipynb #09

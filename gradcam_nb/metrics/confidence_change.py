@@ -9,7 +9,7 @@ __all__ = ['multiply_tensor_with_cam', 'CamMultImageConfidenceChange']
 import torch
 from torch import Tensor
 
-from .perturbation import PerturbationMetric
+from .faithfulness import PerturbationMetric
 
 # %% ../../nbs/metrics/confidence_change.ipynb #09
 def multiply_tensor_with_cam(

@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ..core.many import in_batches
-from .method import MethodMetric
+from ..engine.batches import in_batches
+from .robustness import MethodMetric
 from .similarity import find_similarity
 from ..smoothing.augment import mirrored_and_scaled
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..imaging.figure import shown_by_jupyter
 from .fill import as_fill
-from .perturbation import PerturbationMetric
+from .faithfulness import PerturbationMetric
 from .ranking import ranks
 
 # %% ../../nbs/metrics/curve.ipynb #10

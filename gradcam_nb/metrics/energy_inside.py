@@ -8,7 +8,7 @@ __all__ = ['EnergyInside']
 # %% ../../nbs/metrics/energy_inside.ipynb #03
 from torch import Tensor
 
-from .truth import LocalisationMetric
+from .localisation import LocalisationMetric
 
 # %% ../../nbs/metrics/energy_inside.ipynb #08
 class EnergyInside(LocalisationMetric):

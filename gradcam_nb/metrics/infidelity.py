@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .fill import as_fill
 from .metric import heat_maps
-from .perturbation import PerturbationMetric
+from .faithfulness import PerturbationMetric
 
 # %% ../../nbs/metrics/infidelity.ipynb #07
 def random_squares(

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..imaging.regions import to_boxes
-from .truth import LocalisationMetric, as_masks
+from .localisation import LocalisationMetric, as_masks
 
 # %% ../../nbs/metrics/iou.ipynb #08
 def _box_of(pieces):

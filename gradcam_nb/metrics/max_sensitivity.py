@@ -9,8 +9,8 @@ __all__ = ['MaxSensitivity']
 import torch
 from torch import Tensor
 
-from ..core.many import in_batches
-from .method import MethodMetric
+from ..engine.batches import in_batches
+from .robustness import MethodMetric
 
 # %% ../../nbs/metrics/max_sensitivity.ipynb #09
 class MaxSensitivity(MethodMetric):

@@ -12,9 +12,9 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor, nn
 
-from ..core.replay import call_model
-from ..core.run import check_input
-from ..core.visit import evaluating, unwrap
+from ..engine.inputs import call_model
+from ..engine.inputs import check_input
+from ..engine.visit import evaluating, unwrap
 from ..targets.resolve import each_score, resolve_targets
 from ..targets.softmax import find_score
 

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from torch.jit import ScriptModule
 from torch.overrides import TorchFunctionMode
 
-from ..core.many import in_batches
-from ..core.record import find_layer
-from ..core.visit import unwrap
-from ..layers import list_layers
-from .method import MethodMetric, model_of
+from ..engine.batches import in_batches
+from ..engine.record import find_layer
+from ..engine.visit import unwrap
+from ..engine.layers import list_layers
+from .robustness import MethodMetric, model_of
 from .similarity import find_similarity, is_constant
 
 # %% ../../nbs/metrics/parameter_randomisation.ipynb #08

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .truth import LocalisationMetric
+from .localisation import LocalisationMetric
 
 # %% ../../nbs/metrics/pointing_game.ipynb #08
 def within(

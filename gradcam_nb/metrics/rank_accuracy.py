@@ -8,7 +8,7 @@ __all__ = ['RelevanceRank']
 # %% ../../nbs/metrics/rank_accuracy.ipynb #03
 from torch import Tensor
 
-from .truth import LocalisationMetric
+from .localisation import LocalisationMetric
 
 # %% ../../nbs/metrics/rank_accuracy.ipynb #08
 class RelevanceRank(LocalisationMetric):

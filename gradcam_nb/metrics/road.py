@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .imputation import NoisyLinearImputer
-from .perturbation import PerturbationMetric
+from .faithfulness import PerturbationMetric
 from .ranking import ranks
 
 # %% ../../nbs/metrics/road.ipynb #09

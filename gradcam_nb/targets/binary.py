@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .part import picture_scores
+from .output_part import picture_scores
 
 # %% ../../nbs/targets/binary.ipynb #09
 class BinaryClassifierOutputTarget:

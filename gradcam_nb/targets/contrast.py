@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .classifier import ClassifierOutputTarget
-from .part import picture_scores
+from .output_part import picture_scores
 
 # %% ../../nbs/targets/contrast.ipynb #09
 class ContrastTarget:

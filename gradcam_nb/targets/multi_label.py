@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .classifier import ClassifierOutputTarget
-from .part import picture_scores
+from .output_part import picture_scores
 
 # %% ../../nbs/targets/multi_label.ipynb #10
 class MultiLabelOutputTarget:

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from .classifier import ClassifierOutputTarget
-from .part import picture_scores
+from .output_part import picture_scores
 
 # %% ../../nbs/targets/softmax.ipynb #08
 def _probabilities(scores):

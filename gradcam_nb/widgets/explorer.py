@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ipywidgets import HTML, BoundedIntText, Button, Checkbox, Combobox, Dropdown, FileUpload, FloatSlider, HBox, IntProgress, Layout, Tab, Text, VBox
 
-from ..explain import list_methods
+from ..catalogue import list_methods
 from ..samples.networks import MODELS
 from .controls import Choices, PointedPicture
 from .lists import layer_choices, method_choices

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from ipywidgets import Button, Dropdown, HTML, HBox, Layout, Text, VBox
 
-from ..metrics.benchmark import list_metrics
-from ..metrics.truth import LocalisationMetric
+from ..catalogue import list_metrics
+from ..metrics.localisation import LocalisationMetric
 from .controls import Choices, Code
 from .painting import table_of_pictures
 

@@ -16,8 +16,8 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import nn
 
 from ..compare import compare
-from ..core.visit import unwrap
-from ..explain import input_for, preprocess_of, read_picture
+from ..engine.visit import unwrap
+from ..ask import input_for, preprocess_of, read_picture
 from ..imaging.overlay import overlay
 from ..imaging.read import read_image
 from ..models import load_model

@@ -16,13 +16,15 @@ from PIL.Image import Image
 from torch import Tensor, nn
 
 from ..compare import compare_layers
-from ..core.replay import call_model
-from ..core.visit import evaluating, unwrap
-from ..explain import explain, input_for, list_methods, preprocess_of, read_picture
+from ..engine.inputs import call_model
+from ..engine.visit import evaluating, unwrap
+from ..explain import explain
+from ..ask import input_for, preprocess_of, read_picture
+from ..catalogue import list_methods
 from ..explanation import Explanation
 from ..imaging.preprocess import Preprocess
-from ..layers import Layer, list_layers, live_layers, suggest_layer
-from ..metrics.benchmark import list_metrics
+from ..engine.layers import Layer, list_layers, live_layers, suggest_layer
+from ..catalogue import list_metrics
 from ..models import load_model
 from ..targets.resolve import resolve_targets, scores_in, total_score
 from .questions import Asked, questions

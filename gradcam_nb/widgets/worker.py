@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
 
-from ..core.many import watching
+from ..engine.batches import watching
 
 # %% ../../nbs/widgets/worker.ipynb #08
 class Stopped(Exception): "The run was told to end."
