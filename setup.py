@@ -1,4 +1,5 @@
 """Hands what settings.ini says (version, requirements, commands) to setuptools."""
+
 from configparser import ConfigParser
 from pathlib import Path
 

@@ -1,4 +1,5 @@
 """python -m benchmarks [WORD ...]: measure the groups whose name has one of the words (all without), and store the ratios."""
+
 import json
 import platform
 import sys
@@ -22,7 +23,13 @@ def main():
     stored = json.loads(file.read_text()) if file.exists() else {"rows": []}
     measured = {(row["group"], row["case"]) for row in rows}
     kept = [row for row in stored["rows"] if (row["group"], row["case"]) not in measured]
-    machine = dict(device=DEVICE, threads=torch.get_num_threads(), machine=platform.machine(), torch=torch.__version__, torchvision=torchvision.__version__)
+    machine = dict(
+        device=DEVICE,
+        threads=torch.get_num_threads(),
+        machine=platform.machine(),
+        torch=torch.__version__,
+        torchvision=torchvision.__version__,
+    )
     file.write_text(json.dumps(dict(machine=machine, rows=kept + rows), indent=1) + "\n")
     return any(row["bound"] is not None and row["multiple"] > row["bound"] for row in rows)
 

@@ -1,10 +1,11 @@
 """The cases: ResNet-50 on pictures of 224 × 224, random weights. Later work adds rows here."""
+
 from functools import partial
 from importlib.util import find_spec
 
 from benchmarks.harness import Case
-from benchmarks.network import forward, model_and_input
 from benchmarks.metrics import METRICS
+from benchmarks.network import forward, model_and_input
 from benchmarks.perturbation import PERTURBATION
 
 

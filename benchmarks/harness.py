@@ -1,4 +1,5 @@
 """Times cases in turns in one process; measures peak memory, each case in a process of its own."""
+
 import multiprocessing
 import os
 import resource

@@ -1,4 +1,5 @@
 """ROAD beside PyPI grad-cam's: the whole metric, and the filling of the removed pixels alone."""
+
 from functools import partial
 from importlib.util import find_spec
 
@@ -50,9 +51,13 @@ def their_filling():
     return lambda: [NoisyLinearImputer()(x[0].cpu(), kept.float().cpu()) for kept in _kept(x)]
 
 
-METRICS = [
-    Case("ROADCombined, batch 1", "PyPI grad-cam: ROADCombined", theirs, rounds=3),
-    Case("ROADCombined, batch 1", "ROADCombined", ours, 0.35, rounds=3),
-    Case("ROAD's filling, batch 1", "PyPI grad-cam: filling", their_filling, rounds=3),
-    Case("ROAD's filling, batch 1", "filling", our_filling, 0.1, rounds=3),
-] if find_spec("pytorch_grad_cam") else []
+METRICS = (
+    [
+        Case("ROADCombined, batch 1", "PyPI grad-cam: ROADCombined", theirs, rounds=3),
+        Case("ROADCombined, batch 1", "ROADCombined", ours, 0.35, rounds=3),
+        Case("ROAD's filling, batch 1", "PyPI grad-cam: filling", their_filling, rounds=3),
+        Case("ROAD's filling, batch 1", "filling", our_filling, 0.1, rounds=3),
+    ]
+    if find_spec("pytorch_grad_cam")
+    else []
+)

@@ -1,4 +1,5 @@
 """What is measured on: ResNet-50, pictures of 224 × 224, random weights."""
+
 import torch
 from torchvision.models import resnet50
 

@@ -1,4 +1,5 @@
 """The methods that run the model again and again: their time beside the passes that they make, their memory beside one batch."""
+
 import io
 from contextlib import redirect_stderr
 from functools import partial
@@ -55,7 +56,9 @@ def ours(name, layer="layer4.2", channels=None, **how):
 
 
 def _halves(model):
-    stem = torch.nn.Sequential(model.conv1, model.bn1, model.relu, model.maxpool, model.layer1, model.layer2, model.layer3, model.layer4[:2])
+    stem = torch.nn.Sequential(
+        model.conv1, model.bn1, model.relu, model.maxpool, model.layer1, model.layer2, model.layer3, model.layer4[:2]
+    )
     return stem, torch.nn.Sequential(model.layer4[2], model.avgpool, torch.nn.Flatten(), model.fc)
 
 
@@ -98,8 +101,12 @@ def descent():
 
 def boxes_of(model):
     """ResNet-50 as a detector of one box: what DRISE needs, at this network's cost."""
+
     def ask(x):
-        return [dict(boxes=torch.tensor([[40.0, 40, 180, 180]], device=x.device), labels=s.argmax()[None], scores=s.softmax(0).max()[None]) for s in model(x)]
+        return [
+            dict(boxes=torch.tensor([[40.0, 40, 180, 180]], device=x.device), labels=s.argmax()[None], scores=s.softmax(0).max()[None])
+            for s in model(x)
+        ]
 
     return ask
 
@@ -124,21 +131,33 @@ PERTURBATION = [
     Case("AblationCAM, layer4[-2]", "AblationCAM, layer4[-2]", partial(ours, "AblationCAM", "layer4.1"), 1.15, rounds=3),
     Case("ScoreCAM, 2,048 channels", "forward, every channel", partial(passes, 2048, 64), in_turns=True),
     Case("ScoreCAM, 2,048 channels", "ScoreCAM", partial(ours, "ScoreCAM", channels=2048, batch_size=64), 1.05, in_turns=True),
-    *([Case("ScoreCAM, 2,048 channels", "PyPI grad-cam: ScoreCAM", partial(their_score_cam, 2048, 64), in_turns=True)] if find_spec("pytorch_grad_cam") else []),
-    *_peak("one batch of 64", partial(forward, 64), **{
-        "ScoreCAM": partial(ours, "ScoreCAM", batch_size=64, channels=384),
-        "SSCAM": partial(ours, "SSCAM", batch_size=64, channels=96, samples=4),
-        "SSCAM, noise on the input": partial(ours, "SSCAM", batch_size=64, channels=96, samples=4, noise="input"),
-        "ISCAM": partial(ours, "ISCAM", batch_size=64, channels=128, steps=4),
-        "GScoreCAM": partial(ours, "GScoreCAM", batch_size=64, k=384),
-        "RISE": partial(ours, "RISE", batch_size=64, n_masks=384),
-        "DRISE": partial(d_rise, 64),
-    }),
-    *_peak("one tail batch of 64", partial(tail_batch, 64), **{
-        "AblationCAM, layer4[-1]": partial(ours, "AblationCAM", batch_size=64),
-        "AblationCAM, layer4[-2]": partial(ours, "AblationCAM", "layer4.1", batch_size=64),
-        "ReciproCAM, layer4[-1]": partial(ours, "ReciproCAM", batch_size=49),
-        "ReciproCAM, layer4[-2]": partial(ours, "ReciproCAM", "layer4.1", batch_size=49),
-    }),
+    *(
+        [Case("ScoreCAM, 2,048 channels", "PyPI grad-cam: ScoreCAM", partial(their_score_cam, 2048, 64), in_turns=True)]
+        if find_spec("pytorch_grad_cam")
+        else []
+    ),
+    *_peak(
+        "one batch of 64",
+        partial(forward, 64),
+        **{
+            "ScoreCAM": partial(ours, "ScoreCAM", batch_size=64, channels=384),
+            "SSCAM": partial(ours, "SSCAM", batch_size=64, channels=96, samples=4),
+            "SSCAM, noise on the input": partial(ours, "SSCAM", batch_size=64, channels=96, samples=4, noise="input"),
+            "ISCAM": partial(ours, "ISCAM", batch_size=64, channels=128, steps=4),
+            "GScoreCAM": partial(ours, "GScoreCAM", batch_size=64, k=384),
+            "RISE": partial(ours, "RISE", batch_size=64, n_masks=384),
+            "DRISE": partial(d_rise, 64),
+        },
+    ),
+    *_peak(
+        "one tail batch of 64",
+        partial(tail_batch, 64),
+        **{
+            "AblationCAM, layer4[-1]": partial(ours, "AblationCAM", batch_size=64),
+            "AblationCAM, layer4[-2]": partial(ours, "AblationCAM", "layer4.1", batch_size=64),
+            "ReciproCAM, layer4[-1]": partial(ours, "ReciproCAM", batch_size=49),
+            "ReciproCAM, layer4[-2]": partial(ours, "ReciproCAM", "layer4.1", batch_size=49),
+        },
+    ),
     *_peak("one picture there and back", descent, OptiCAM=partial(ours, "OptiCAM", batch_size=1, iterations=10)),
 ]

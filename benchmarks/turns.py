@@ -1,4 +1,5 @@
 """Times runs of minutes pass by pass in turns: what else the machine does then falls on all of them alike."""
+
 import threading
 import time
 from unittest.mock import patch

@@ -1,4 +1,5 @@
 """Writes llms.txt, the book's contents for language models: each page with its summary, in the book's order."""
+
 import re
 from pathlib import Path
 

@@ -20,13 +20,17 @@ def read_picture(
     image,  # what `read_image` reads; or "scene:3", a scene of the package
 ):  # PIL image
     "A picture from anywhere, or a scene of the package by number."
-    if not (isinstance(image, str) and image.startswith("scene:")): return read_image(image)
+    if not (isinstance(image, str) and image.startswith("scene:")):
+        return read_image(image)
     number = image.removeprefix("scene:")
-    if not number.isdigit() or int(number) >= TEST: raise ValueError(f"image: {image!r}; pass scene: and a number, such as scene:3")
+    if not number.isdigit() or int(number) >= TEST:
+        raise ValueError(f"image: {image!r}; pass scene: and a number, such as scene:3")
     return read_image(scene(TEST + int(number)).image)
 
 # %% ../nbs/ask.ipynb #6d5248b4
-def _is_detector(network): return type(getattr(network, "transform", None)).__name__ == "GeneralizedRCNNTransform"
+def _is_detector(network):
+    return type(getattr(network, "transform", None)).__name__ == "GeneralizedRCNNTransform"
+
 
 def preprocess_of(
     network: nn.Module,
@@ -34,6 +38,7 @@ def preprocess_of(
 ) -> Preprocess:
     "How a network takes a picture. A torchvision detector takes pictures of any size, and normalises them itself."
     return Preprocess(picture.size[::-1], (0, 0, 0), (1, 1, 1), "squash") if _is_detector(network) else preprocess_for(network)
+
 
 def input_for(
     network: nn.Module,
@@ -45,6 +50,7 @@ def input_for(
     tensor = preprocess(picture).to(where.device, where.dtype)
     return list(tensor) if _is_detector(network) else tensor
 
+
 def check_size(
     picture,  # PIL image
     preprocess: Preprocess,
@@ -52,14 +58,19 @@ def check_size(
     "Raises `ValueError` for a picture smaller than the network takes."
     height, width = preprocess.size
     if picture.width < width or picture.height < height:
-        raise ValueError(f"image: {picture.width} × {picture.height} pixels are less than the {width} × {height} that the network takes; pass a larger picture, or upscale=True")
+        raise ValueError(
+            f"image: {picture.width} × {picture.height} pixels are less than the {width} × {height} that the network takes; pass a larger picture, or upscale=True"
+        )
 
 # %% ../nbs/ask.ipynb #884252b9
 class NamedClass(ClassifierOutputTarget):
     "A class by index or name; which one it is turns out when the model has answered."
-    def __init__(self, name, model): self.name, self.model, self.category = name, model, None
+
+    def __init__(self, name, model):
+        self.name, self.model, self.category = name, model, None
 
     def __call__(self, output):
-        if output.ndim != 1: raise ValueError(f"target: {self.name!r} is a class, but this model's output is no list of class scores; pass a callable")
+        if output.ndim != 1:
+            raise ValueError(f"target: {self.name!r} is a class, but this model's output is no list of class scores; pass a callable")
         self.category = find_class(self.name, class_names(self.model, len(output)))
         return super().__call__(output)

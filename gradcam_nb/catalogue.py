@@ -21,12 +21,15 @@ def find_method(
     method: type[BaseCAM] | str,  # a method or its name; case, `-` and `_` do not matter
 ) -> type[BaseCAM]:
     "A method by name. Raises `ValueError` where there is no such method."
-    if isinstance(method, type) and issubclass(method, BaseCAM): return method
-    if not isinstance(method, str): raise TypeError(f"method: expected a name or a subclass of BaseCAM, got {type(method).__name__}")
+    if isinstance(method, type) and issubclass(method, BaseCAM):
+        return method
+    if not isinstance(method, str):
+        raise TypeError(f"method: expected a name or a subclass of BaseCAM, got {type(method).__name__}")
     plain = lambda text: text.lower().replace("-", "").replace("_", "").replace("++", "plusplus")
     heat_maps = {name: item for name, item in list_methods().items() if issubclass(item, BaseCAM)}
     for name, item in heat_maps.items():
-        if plain(name) == plain(method): return item
+        if plain(name) == plain(method):
+            return item
     raise ValueError(f"method: no method of heat maps is called {method!r}; pass one of {', '.join(heat_maps)}")
 
 # %% ../nbs/catalogue.ipynb #6d22aefe

@@ -22,18 +22,25 @@ def _stems(images):
         stems.append(stem if used[stem] == 1 else f"{stem}_{used[stem]}")
     return stems
 
-def _how(args): return {name: getattr(args, name) for name in ("aug_smooth", "eigen_smooth", "threshold") if getattr(args, name)}
+
+def _how(args):
+    return {name: getattr(args, name) for name in ("aug_smooth", "eigen_smooth", "threshold") if getattr(args, name)}
+
 
 def _explain(args):
     from tqdm import tqdm
-    from gradcam_nb.explain import explain
-    from gradcam_nb.catalogue import find_method
+
     from gradcam_nb.ask import read_picture
+    from gradcam_nb.catalogue import find_method
+    from gradcam_nb.explain import explain
     from gradcam_nb.models import load_model
+
     out = Path(args.out)
-    if out.exists() and not out.is_dir(): raise ValueError(f"--out: {args.out!r} is a file; pass a folder")
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out: {args.out!r} is a file; pass a folder")
     method = find_method(args.method)
-    for image in args.images: read_picture(image)
+    for image in args.images:
+        read_picture(image)
     model = load_model(args.model, args.arch, args.device)
     explained = []
     for image, stem in tqdm(list(zip(args.images, _stems(args.images))), disable=None if len(args.images) > 3 else True):
@@ -45,23 +52,28 @@ def _explain(args):
         print(f"  {e.method} at {e.where} for {e.target}, score {e.target.score:.2f}")
         print("  " + ", ".join(str(file) for file in files.values()))
 
+
 def _demo(args):
     _explain(_parser().parse_args(["explain", "scene:3", "--out", args.out]))
 
 # %% ../nbs/cli.ipynb #146872cc
 def _cam(args):
     import torch
-    from gradcam_nb.compat.pytorch_grad_cam.script import cam_pictures
-    from gradcam_nb.catalogue import find_method
+
     from gradcam_nb.ask import read_picture
+    from gradcam_nb.catalogue import find_method
+    from gradcam_nb.compat.pytorch_grad_cam.script import cam_pictures
     from gradcam_nb.models import load_model
+
     out, device = Path(args.output_dir), args.device
-    if out.exists() and not out.is_dir(): raise ValueError(f"--output-dir: {args.output_dir!r} is a file; pass a folder")
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--output-dir: {args.output_dir!r} is a file; pass a folder")
     find_method(args.method)
     read_picture(args.image_path)
     if args.use_cuda and device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        if device == "cpu": warnings.warn("--use-cuda: there is no CUDA device; running on the CPU")
+        if device == "cpu":
+            warnings.warn("--use-cuda: there is no CUDA device; running on the CPU")
     three = cam_pictures(args.image_path, load_model(args.model, args.arch, device), args.method, args.target, args.layer, **_how(args))
     files = three.save(out, args.method)
     print(f"{args.image_path}: {args.model} saw {', '.join(map(str, three.top[:3]))}")
@@ -71,15 +83,20 @@ def _cam(args):
 # %% ../nbs/cli.ipynb #08
 def _methods(args):
     from gradcam_nb.catalogue import list_methods
+
     rows = [("method", "cost", "paper"), *((name, item.cost, item.paper) for name, item in list_methods().items())]
     name_width, cost_width = (max(len(row[i]) for row in rows) for i in (0, 1))
-    for name, cost, paper in rows: print(f"{name:{name_width}}  {cost:{cost_width}}  {paper}")
+    for name, cost, paper in rows:
+        print(f"{name:{name_width}}  {cost:{cost_width}}  {paper}")
+
 
 def _layers(args):
     import torch
-    from gradcam_nb.imaging.preprocess import preprocess_for
+
     from gradcam_nb.engine.layers import list_layers, live_layers, suggest_layer
+    from gradcam_nb.imaging.preprocess import preprocess_for
     from gradcam_nb.models import load_model
+
     model = load_model(args.model, args.arch)
     preprocess = preprocess_for(model)
     x = torch.rand(1, len(preprocess.mean), *preprocess.size, generator=torch.Generator().manual_seed(0))
@@ -92,21 +109,31 @@ def _layers(args):
         places = " × ".join(map(str, layer.grid)) if layer.grid else "-"
         print(f"{layer.name:36} {layer.kind:20} {str(layer.shape):22} {places:10} {note}".rstrip())
 
+
 def _models(args):
     import timm
     from torchvision.models import list_models
+
     from gradcam_nb.samples.networks import MODELS
-    for name, line in MODELS.items(): print(f"{name:14} {line}")
-    print(f"timm: {len(timm.list_models(pretrained=True))} names with weights, torchvision: {len(list_models())} names; weights from their hubs")
+
+    for name, line in MODELS.items():
+        print(f"{name:14} {line}")
+    print(
+        f"timm: {len(timm.list_models(pretrained=True))} names with weights, torchvision: {len(list_models())} names; weights from their hubs"
+    )
     print("a checkpoint file of yours: --model FILE --arch NAME")
 
 # %% ../nbs/cli.ipynb #10
 class _Parser(argparse.ArgumentParser):
     "Says what is wrong in one line."
-    def error(self, message): self.exit(2, f"gradcam-nb: {message}; see {self.prog} --help\n")
+
+    def error(self, message):
+        self.exit(2, f"gradcam-nb: {message}; see {self.prog} --help\n")
+
 
 def _parser():
     import gradcam_nb
+
     parser = _Parser(prog="gradcam-nb", description="What in a picture made a model say what it said.")
     parser.add_argument("--version", action="version", version=f"gradcam_nb {gradcam_nb.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -128,7 +155,9 @@ def _parser():
         sub.add_argument("--device", help="cpu, cuda, mps, …")
         sub.add_argument("--aug-smooth", action="store_true", help="also explain changed copies and take the mean; six runs")
         sub.add_argument("--eigen-smooth", action="store_true", help="the first principal component of the weighted channels")
-        sub.add_argument("--threshold", type=float, metavar="SHARE", help="what lies below this share of the map's maximum, such as 0.125, becomes zero")
+        sub.add_argument(
+            "--threshold", type=float, metavar="SHARE", help="what lies below this share of the map's maximum, such as 0.125, becomes zero"
+        )
 
     sub = command("explain", _explain, "explain pictures; writes overlay, raw map and summary")
     sub.add_argument("images", nargs="+", metavar="IMAGE", help="a file, or scene:N for a scene of the package")
@@ -158,7 +187,8 @@ def main(
             warnings.showwarning = lambda message, *rest, **more: print(f"gradcam-nb: {message}", file=sys.stderr)
             args.run(args)
         return 0
-    except KeyboardInterrupt: return 130
+    except KeyboardInterrupt:
+        return 130
     except (ValueError, TypeError, OSError) as error:
         print(f"gradcam-nb: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

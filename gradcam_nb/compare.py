@@ -11,10 +11,10 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
+from .catalogue import find_method
 from .core.cam import BaseCAM
 from .engine.record import find_layer
 from .engine.visit import unwrap
-from .catalogue import find_method
 
 # %% ../nbs/compare.ipynb #07
 def compare(
@@ -30,21 +30,27 @@ def compare(
 ) -> dict[str, Tensor]:  # a method's name -> heat maps, `B × spatial`, in the order of `methods`
     "The heat maps of many methods; those that draw from a layer's activations and gradients share one run of the model."
     made = [find_method(m)(model, target_layers, reshape_transform) if isinstance(m, (str, type)) else m for m in methods]
-    if not made: raise ValueError("methods: got none; pass names, classes or objects of methods")
+    if not made:
+        raise ValueError("methods: got none; pass names, classes or objects of methods")
     # An object keeps its own layers, so only those made here share.
     sharing = [cam for cam, m in zip(made, methods) if cam is not m and _shares(cam)]
     run, asked = _one_run(sharing, input_tensor, targets, threshold)
-    return {_name(cam, i, made): cam.draw(run, **how) if cam in sharing else cam(input_tensor, asked, threshold=threshold, **how) for i, cam in enumerate(made)}
+    return {
+        _name(cam, i, made): cam.draw(run, **how) if cam in sharing else cam(input_tensor, asked, threshold=threshold, **how)
+        for i, cam in enumerate(made)
+    }
 
 # %% ../nbs/compare.ipynb #08
 def _shares(cam):
     "Whether a method draws from the usual run."
     return all(getattr(type(cam), part, None) is getattr(BaseCAM, part) for part in ("__call__", "run", "record"))
 
+
 def _one_run(sharing, input_tensor, targets, threshold):
     "The run that all share, and the targets as they turned out."
     run = max(sharing, key=lambda cam: (cam.uses_gradients, cam.uses_targets)).run(input_tensor, targets) if sharing else None
     return run and replace(run, threshold=threshold), targets if run is None or run.targets[0] is None else run.targets
+
 
 def _name(cam, i, made):
     "The class's name; with its place where it is there twice."
@@ -66,11 +72,15 @@ def compare_layers(
     "The heat maps of many methods at each layer by itself; those that draw from a layer's activations and gradients share one run of the model."
     names = {module: name for name, module in unwrap(model).named_modules()}
     layers = [find_layer(unwrap(model), layer) for layer in layers]
-    if not layers or not methods: raise ValueError(f"{'methods' if layers else 'layers'}: got none; pass names or classes")
+    if not layers or not methods:
+        raise ValueError(f"{'methods' if layers else 'layers'}: got none; pass names or classes")
     made = [find_method(m)(model, layers, reshape_transform) for m in methods]
     sharing = [cam for cam in made if _shares(cam)]
     run, asked = _one_run(sharing, input_tensor, targets, threshold)
+
     def maps(cam, layer):
-        if cam in sharing: return cam.draw(replace(run, layers=[layer]), **how)
+        if cam in sharing:
+            return cam.draw(replace(run, layers=[layer]), **how)
         return type(cam)(model, layer, reshape_transform)(input_tensor, asked, threshold=threshold, **how)
+
     return {type(cam).__name__: {names[layer]: maps(cam, layer) for layer in layers} for cam in made}

@@ -31,22 +31,40 @@ def explain(
 ) -> Explanation:
     "What the model saw in the picture, and where. Raises `ValueError` or `TypeError` for what it cannot explain; the model is left as it was."
     picture, method = read_picture(image), find_method(method)
-    if isinstance(model, str): network = load_model(model, arch, device)
-    elif arch is None and device is None: network = unwrap(model)
-    else: raise ValueError("arch, device: they go with a model by name; pass your own model as it is, where it is")
+    if isinstance(model, str):
+        network = load_model(model, arch, device)
+    elif arch is None and device is None:
+        network = unwrap(model)
+    else:
+        raise ValueError("arch, device: they go with a model by name; pass your own model as it is, where it is")
     preprocess = preprocess or preprocess_of(network, picture)
-    if not upscale: check_size(picture, preprocess)
+    if not upscale:
+        check_size(picture, preprocess)
     inputs = input_for(network, picture, preprocess)
-    if how.get("fusion") == "none": raise ValueError("fusion: got 'none', but an explanation has one map; pass 'mean', 'max', 'product' or 'sum', or call the method itself")
+    if how.get("fusion") == "none":
+        raise ValueError(
+            "fusion: got 'none', but an explanation has one map; pass 'mean', 'max', 'product' or 'sum', or call the method itself"
+        )
     cam = method(network, layer)
     wanted = target if target is None or callable(target) else NamedClass(target, network)
-    try: heat = cam(inputs, wanted, **how)[0]
+    try:
+        heat = cam(inputs, wanted, **how)[0]
     except (RuntimeError, AssertionError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"model: it failed on an input of {tuple(inputs[0][None].shape)} ({reason}); pass preprocess=, a Preprocess of the size that it takes") from error
+        raise ValueError(
+            f"model: it failed on an input of {tuple(inputs[0][None].shape)} ({reason}); pass preprocess=, a Preprocess of the size that it takes"
+        ) from error
     seen = saw(network, cam.outputs)
     top = sorted(seen, key=lambda one: -one.score)[:5]
     chosen = seen[wanted.category] if isinstance(wanted, NamedClass) else top[0] if top and target is None else None
     names = {module: name for name, module in network.named_modules()}
-    return Explanation(picture, heat, preprocess.region(picture), chosen, top, model if isinstance(model, str) else type(network).__name__,
-                       method.__name__, [names[module] for module in cam.target_layers])
+    return Explanation(
+        picture,
+        heat,
+        preprocess.region(picture),
+        chosen,
+        top,
+        model if isinstance(model, str) else type(network).__name__,
+        method.__name__,
+        [names[module] for module in cam.target_layers],
+    )

@@ -26,12 +26,14 @@ from .targets.resolve import class_scores
 @dataclass
 class Seen:
     "A class, and what the model thinks of it."
+
     index: int
     name: str
     score: float  # before the softmax (or sigmoid)
     probability: float
 
-    def __str__(self): return f"{self.name} ({self.probability:.1%})"
+    def __str__(self):
+        return f"{self.name} ({self.probability:.1%})"
 
 # %% ../nbs/explanation.ipynb #07
 def saw(
@@ -39,8 +41,10 @@ def saw(
     output,  # its answer to one picture
 ) -> list[Seen]:  # in the order of the classes
     "What the model thinks of each class; nothing if its output is no list of class scores."
-    try: scores = class_scores(output)[0].float()
-    except ValueError: return []
+    try:
+        scores = class_scores(output)[0].float()
+    except ValueError:
+        return []
     # A model whose classes do not exclude each other says so.
     probabilities = scores.sigmoid() if getattr(model, "multi_label", False) else scores.softmax(0)
     names = class_names(model, len(scores))
@@ -50,6 +54,7 @@ def saw(
 @dataclass
 class Explanation:
     "What a model saw in a picture, and where."
+
     picture: object  # PIL image, in its own size
     heat_map: Tensor  # `H × W` of the network's input, float32, in [0, 1]
     region: tuple  # left, top, right, bottom of the map on the picture, in its pixels
@@ -70,17 +75,31 @@ class Explanation:
 
     def show(self, **options):
         "A figure: the picture, the overlay, the raw map."
-        titles = [f"{self.model} saw: {self.top[0]}" if self.top else self.model, f"{self.method}: {self.target.name if self.target else 'target'}", self.where]
+        titles = [
+            f"{self.model} saw: {self.top[0]}" if self.top else self.model,
+            f"{self.method}: {self.target.name if self.target else 'target'}",
+            self.where,
+        ]
         return grid([self.picture, self.overlay(**options), colorize(self.heat_map)], titles, columns=3, size=2.4)
 
     def summary(self) -> dict:
         "All but the pictures, ready for JSON."
         place = divmod(self.heat_map.argmax().item(), self.heat_map.shape[1])
         told = lambda seen: dict(index=seen.index, name=seen.name, score=round(seen.score, 4), probability=round(seen.probability, 4))
-        return dict(model=self.model, method=self.method, layers=self.layers, target=self.target and told(self.target), top=list(map(told, self.top)),
-                    picture_size=list(self.picture.size), map_size=list(self.heat_map.shape), region=[round(edge, 2) for edge in self.region], peak=list(place))
+        return dict(
+            model=self.model,
+            method=self.method,
+            layers=self.layers,
+            target=self.target and told(self.target),
+            top=list(map(told, self.top)),
+            picture_size=list(self.picture.size),
+            map_size=list(self.heat_map.shape),
+            region=[round(edge, 2) for edge in self.region],
+            peak=list(place),
+        )
 
-    def save(self,
+    def save(
+        self,
         folder: str | Path,  # made if it is not there
         name: str = "explanation",  # what the files' names begin with
         *,
@@ -89,16 +108,27 @@ class Explanation:
     ) -> dict[str, Path]:  # what was written: "overlay", "heat_map", "summary"
         "Write the overlay (PNG), the raw map (NPY) and the summary (JSON); all of them or none."
         import numpy as np
+
         folder = Path(folder)
-        if folder.exists() and not folder.is_dir(): raise ValueError(f"folder: {str(folder)!r} is a file; pass a folder")
+        if folder.exists() and not folder.is_dir():
+            raise ValueError(f"folder: {str(folder)!r} is a file; pass a folder")
         folder.mkdir(parents=True, exist_ok=True)
         files = dict(overlay=folder / f"{name}_overlay.png", heat_map=folder / f"{name}_heat_map.npy", summary=folder / f"{name}.json")
         with tempfile.TemporaryDirectory(dir=folder) as draft:
             drafts = {key: Path(draft) / file.name for key, file in files.items()}
             self.overlay(**options).save(drafts["overlay"])
             np.save(drafts["heat_map"], self.heat_map.cpu().numpy())
-            drafts["summary"].write_text(json.dumps(self.summary() | (dict(settings=settings) if settings else {}) | dict(files={key: file.name for key, file in files.items()}), indent=2) + "\n")
-            for key, file in files.items(): os.replace(drafts[key], file)
+            drafts["summary"].write_text(
+                json.dumps(
+                    self.summary()
+                    | (dict(settings=settings) if settings else {})
+                    | dict(files={key: file.name for key, file in files.items()}),
+                    indent=2,
+                )
+                + "\n"
+            )
+            for key, file in files.items():
+                os.replace(drafts[key], file)
         return files
 
     def _repr_html_(self):
@@ -107,9 +137,14 @@ class Explanation:
             picture.thumbnail((280, 280))
             picture.save(buffer := BytesIO(), "PNG")
             return f'<img src="data:image/png;base64,{b64encode(buffer.getvalue()).decode()}" style="margin:0 6px 0 0">'
-        rows = "".join(f"<tr><td>{html.escape(seen.name)}</td><td>{seen.score:.2f}</td><td>{seen.probability:.1%}</td></tr>" for seen in self.top)
+
+        rows = "".join(
+            f"<tr><td>{html.escape(seen.name)}</td><td>{seen.score:.2f}</td><td>{seen.probability:.1%}</td></tr>" for seen in self.top
+        )
         caption = f"{self.method} of {self.model} at {self.where}" + (f" for <b>{html.escape(self.target.name)}</b>" if self.target else "")
         return f"<figure>{image(self.picture)}{image(self.overlay())}<figcaption>{caption}</figcaption><table><tr><th>class</th><th>score</th><th>probability</th></tr>{rows}</table></figure>"
 
     def __repr__(self):
-        return f"Explanation({self.method} of {self.model} at {self.where}, target: {self.target}, saw: {', '.join(map(str, self.top[:3]))})"
+        return (
+            f"Explanation({self.method} of {self.model} at {self.where}, target: {self.target}, saw: {', '.join(map(str, self.top[:3]))})"
+        )

@@ -23,27 +23,37 @@ def _source(name):
     "Which library knows the name, and what it calls it: ('samples' | 'timm' | 'torchvision' | None, name)."
     import timm
     from torchvision.models import list_models
+
     library, _, rest = name.rpartition(":")
     known = {"samples": rest in MODELS, "timm": timm.is_model(rest.split(".")[0]), "torchvision": rest in list_models()}
-    if library and library not in known: return None, name
+    if library and library not in known:
+        return None, name
     return next((source for source, knows in known.items() if knows and library in ("", source)), None), rest
+
 
 def _unknown(name, argument):
     import timm
     from torchvision.models import list_models
-    near = get_close_matches(name, [*MODELS, *timm.list_models(), *list_models()], 3, .5)
+
+    near = get_close_matches(name, [*MODELS, *timm.list_models(), *list_models()], 3, 0.5)
     hint = f"; near it: {', '.join(near)}" if near else ""
-    return ValueError(f"{argument}: no model is called {name!r}{hint}; pass {', '.join(MODELS)}, a timm or torchvision name, or a checkpoint with its architecture")
+    return ValueError(
+        f"{argument}: no model is called {name!r}{hint}; pass {', '.join(MODELS)}, a timm or torchvision name, or a checkpoint with its architecture"
+    )
 
 # %% ../nbs/models.ipynb #08
 def _build(name, classes=None, argument="arch"):
     "An untrained network; `classes` is the number of its outputs, or None for the usual one."
     import timm
     from torchvision.models import get_model
+
     from gradcam_nb.samples.networks import build
+
     source, name = _source(name)
-    if source is None: raise _unknown(name, argument)
-    if source == "samples": return build(name)
+    if source is None:
+        raise _unknown(name, argument)
+    if source == "samples":
+        return build(name)
     options = {} if classes is None else {"num_classes": classes}
     return timm.create_model(name, pretrained=False, **options) if source == "timm" else get_model(name, weights=None, **options)
 
@@ -52,22 +62,30 @@ def _read_state(path):
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
+
             state = load_file(path)
-        else: state = torch.load(path, map_location="cpu", weights_only=True)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise ValueError(f"model: {str(path)!r} cannot be read as a checkpoint of tensors ({type(error).__name__}); save it with torch.save(model.state_dict(), path)") from None
+        raise ValueError(
+            f"model: {str(path)!r} cannot be read as a checkpoint of tensors ({type(error).__name__}); save it with torch.save(model.state_dict(), path)"
+        ) from None
     for key in ("state_dict", "model_state_dict", "model"):
-        if isinstance(state, dict) and isinstance(state.get(key), dict): state = state[key]
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
     if not isinstance(state, dict) or not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise ValueError(f"model: {str(path)!r} holds no state dict; save it with torch.save(model.state_dict(), path)")
     return {key.removeprefix("module."): value for key, value in state.items()}
 
+
 def _from_file(path, arch):
-    if arch is None: raise ValueError(f"arch: {str(path)!r} holds weights alone; pass arch, the name of the architecture that they belong to")
+    if arch is None:
+        raise ValueError(f"arch: {str(path)!r} holds weights alone; pass arch, the name of the architecture that they belong to")
     state = _read_state(path)
     last = list(state.values())[-1]
     model = _build(arch, last.shape[0] if last.ndim else None)
-    try: model.load_state_dict(state)
+    try:
+        model.load_state_dict(state)
     except RuntimeError as error:
         raise ValueError(f"arch: the weights of {str(path)!r} do not fit {arch!r}: {' '.join(str(error).split())[:200]}") from None
     return model
@@ -75,29 +93,41 @@ def _from_file(path, arch):
 # %% ../nbs/models.ipynb #12
 def _reachable(url):
     "Whether the host answers; believed where a proxy stands between."
-    if getproxies().get("https"): return True
-    try: socket.create_connection((urlsplit(url).hostname, 443), timeout=5).close()
-    except OSError: return False
+    if getproxies().get("https"):
+        return True
+    try:
+        socket.create_connection((urlsplit(url).hostname, 443), timeout=5).close()
+    except OSError:
+        return False
     return True
+
 
 def _from_timm(name):
     import timm
     from huggingface_hub import constants
+
     with patch.object(constants, "HF_HUB_OFFLINE", constants.HF_HUB_OFFLINE or not _reachable(constants.ENDPOINT)):
         return timm.create_model(name, pretrained=True)
 
+
 def _from_torchvision(name):
     from torchvision.models import get_model, get_model_weights
+
     weights = get_model_weights(name).DEFAULT
     stored = Path(torch.hub.get_dir(), "checkpoints", Path(urlsplit(weights.url).path).name)
-    if not stored.exists() and not _reachable(weights.url): raise ConnectionError(f"{urlsplit(weights.url).hostname} does not answer")
+    if not stored.exists() and not _reachable(weights.url):
+        raise ConnectionError(f"{urlsplit(weights.url).hostname} does not answer")
     return get_model(name, weights=weights)
 
+
 def _from_hub(source, name):
-    try: return _from_timm(name) if source == "timm" else _from_torchvision(name)
+    try:
+        return _from_timm(name) if source == "timm" else _from_torchvision(name)
     except Exception as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
-        raise ValueError(f"model: the weights of {name!r} could not be had ({reason}); pass a checkpoint file and arch={name!r}, or one of {', '.join(MODELS)}") from None
+        raise ValueError(
+            f"model: the weights of {name!r} could not be had ({reason}); pass a checkpoint file and arch={name!r}, or one of {', '.join(MODELS)}"
+        ) from None
 
 # %% ../nbs/models.ipynb #13
 def load_model(
@@ -106,18 +136,24 @@ def load_model(
     device=None,  # where to put it; left out: the CPU
 ) -> nn.Module:  # in evaluation mode
     "A model by name or from a checkpoint file. Raises `ValueError` where there is no such model or its weights cannot be had."
-    try: torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error: raise ValueError(f"device: {device!r} cannot be used ({str(error).splitlines()[0]})") from None
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device: {device!r} cannot be used ({str(error).splitlines()[0]})") from None
     return _load(model, arch).to(device).eval()
 
 # %% ../nbs/models.ipynb #14
 def _load(model, arch):
     path = Path(model).expanduser()
-    if path.is_file(): return _from_file(path, arch)
-    if path.suffix in (".pt", ".pth", ".bin", ".safetensors", ".ckpt") or "/" in model: raise ValueError(f"model: there is no file {model!r}")
-    if arch is not None: raise ValueError(f"arch: {model!r} is no file, and an architecture goes with a checkpoint file only")
+    if path.is_file():
+        return _from_file(path, arch)
+    if path.suffix in (".pt", ".pth", ".bin", ".safetensors", ".ckpt") or "/" in model:
+        raise ValueError(f"model: there is no file {model!r}")
+    if arch is not None:
+        raise ValueError(f"arch: {model!r} is no file, and an architecture goes with a checkpoint file only")
     source, name = _source(model)
-    if source is None: raise _unknown(model, "model")
+    if source is None:
+        raise _unknown(model, "model")
     return load(name) if source == "samples" else _from_hub(source, name)
 
 # %% ../nbs/models.ipynb #16
@@ -127,9 +163,11 @@ def class_names(
 ) -> list[str]:  # a name for each
     "The names of a model's classes: its own `classes`, ImageNet's for a thousand, else numbers."
     own = getattr(model, "classes", None)
-    if own is not None and len(own) == classes: return list(own)
+    if own is not None and len(own) == classes:
+        return list(own)
     if classes == 1000:
         from torchvision.models import ResNet18_Weights
+
         return list(ResNet18_Weights.DEFAULT.meta["categories"])
     return [str(i) for i in range(classes)]
 
@@ -141,11 +179,14 @@ def find_class(
     "The class that a name means. Raises `ValueError` where none or several are meant."
     text = str(name).strip().lower()
     if text.lstrip("-").isdigit():
-        if 0 <= int(text) < len(names): return int(text)
+        if 0 <= int(text) < len(names):
+            return int(text)
         raise ValueError(f"target: class {text} of a model with {len(names)} classes; pass 0 to {len(names) - 1}, or a name")
     lower = [n.lower() for n in names]
     found = [i for i, n in enumerate(lower) if n == text] or [i for i, n in enumerate(lower) if text and text in n]
-    if len(found) == 1: return found[0]
-    if found: raise ValueError(f"target: {name!r} may be {', '.join(f'{names[i]} ({i})' for i in found[:6])}; pass one of them")
-    near = get_close_matches(text, lower, 3, .5) or lower[:3]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise ValueError(f"target: {name!r} may be {', '.join(f'{names[i]} ({i})' for i in found[:6])}; pass one of them")
+    near = get_close_matches(text, lower, 3, 0.5) or lower[:3]
     raise ValueError(f"target: no class is called {name!r}; near it: {', '.join(names[lower.index(n)] for n in near)}")

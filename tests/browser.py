@@ -1,4 +1,5 @@
 """Chromium for tests: one for each file; npm's scripts stand in for the network, and nothing else does."""
+
 import os
 import shutil
 from pathlib import Path

@@ -1,4 +1,5 @@
 """What tests share: the folder of real weights and photos; the browser."""
+
 import os
 import sys
 from pathlib import Path

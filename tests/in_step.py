@@ -2,6 +2,7 @@
 
 Exports into the tree after removing what was generated, so that a module without a notebook shows too.
 """
+
 import configparser
 import os
 import subprocess

@@ -1,4 +1,5 @@
 """AblationCAM and ReciproCAM against the slow, obvious form: a hook, and a full pass for each channel or place."""
+
 import copy
 import itertools
 import warnings
@@ -42,13 +43,21 @@ def networks():
         "DenseNet": (torchvision.models.DenseNet(8, (2, 2), 16, num_classes=10), "features.norm5", 64, FRONT),
         "MobileNetV2": (torchvision.models.MobileNetV2(num_classes=10, width_mult=0.25), "features.14", 64, FRONT),
         "ViT": (timm.models.VisionTransformer(32, 8, num_classes=10, embed_dim=24, depth=3, num_heads=3), "blocks.1.norm2", 32, TOKENS),
-        "Swin": (timm.models.SwinTransformer(64, 4, num_classes=10, embed_dim=12, depths=(1, 1), num_heads=(2, 2), window_size=4), "layers.0", 64, LAST),
+        "Swin": (
+            timm.models.SwinTransformer(64, 4, num_classes=10, embed_dim=12, depths=(1, 1), num_heads=(2, 2), window_size=4),
+            "layers.0",
+            64,
+            LAST,
+        ),
     }
 
 
 @pytest.fixture(scope="module")
 def zoo():
-    return {name: (lively(model, torch.randn(8, 3, size, size)), layer, size, layout) for name, (model, layer, size, layout) in networks().items()}
+    return {
+        name: (lively(model, torch.randn(8, 3, size, size)), layer, size, layout)
+        for name, (model, layer, size, layout) in networks().items()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +184,10 @@ def test_ratio_takes_each_channel_once(seen, ratio):
     cam = AblationCAM(model, "layer4", ratio=ratio, progress=False)
     run = cam.run(x, classes)
     (call,) = run.calls(model.layer4)
-    weights, every = (c.get_channel_weights(run, call, [run.targets])[0] for c in (cam, AblationCAM(model, "layer4", progress=False, batch_size=cam.batch_size)))
+    weights, every = (
+        c.get_channel_weights(run, call, [run.targets])[0]
+        for c in (cam, AblationCAM(model, "layer4", progress=False, batch_size=cam.batch_size))
+    )
     loudest = call.activations.abs().mean((2, 3)).argsort(descending=True)[:, : max(1, round(ratio * 96))]
     assert loudest.shape[1] == len(set(loudest[0].tolist()))
     left_out = torch.ones_like(weights, dtype=torch.bool).scatter(1, loudest, False)
@@ -395,7 +407,12 @@ class TestDetector:
 
 def test_what_is_wrong_is_said(seen):
     model, x, classes = seen
-    for kind, how, what in ((AblationCAM, dict(fill=0), "fill: got 0"), (AblationCAM, dict(ratio=1.5), "ratio: got 1.5"), (ReciproCAM, dict(form="softmax"), "form: got 'softmax'"), (ReciproCAM, dict(batch_size=0), "batch_size: got 0")):
+    for kind, how, what in (
+        (AblationCAM, dict(fill=0), "fill: got 0"),
+        (AblationCAM, dict(ratio=1.5), "ratio: got 1.5"),
+        (ReciproCAM, dict(form="softmax"), "form: got 'softmax'"),
+        (ReciproCAM, dict(batch_size=0), "batch_size: got 0"),
+    ):
         with pytest.raises(ValueError, match=what):
             kind(model, "layer4", **how)
     with pytest.raises(ValueError, match="eigen_smooth: ReciproCAM"):

@@ -1,4 +1,5 @@
 """The methods on a transformer's attention, rewritten slowly in numpy from hooks; every way of attending; manners."""
+
 import copy
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -58,7 +59,9 @@ class Eager(nn.Module):
 
 
 def torchvision_vit():
-    model = torchvision.models.VisionTransformer(image_size=32, patch_size=8, num_layers=3, num_heads=2, hidden_dim=24, mlp_dim=48, num_classes=5)
+    model = torchvision.models.VisionTransformer(
+        image_size=32, patch_size=8, num_layers=3, num_heads=2, hidden_dim=24, mlp_dim=48, num_classes=5
+    )
     nn.init.normal_(model.heads.head.weight)  # torchvision begins with zeros
     return model
 
@@ -67,8 +70,14 @@ def timm_vit(**how):
     return timm.create_model("vit_tiny_patch16_224", img_size=32, patch_size=8, embed_dim=24, num_heads=2, depth=3, num_classes=5, **how)
 
 
-BUILD = {"timm": timm_vit, "timm, mean pooled": lambda: timm_vit(class_token=False, global_pool="avg"), "timm, registers": lambda: timm_vit(reg_tokens=4),
-         "torchvision": torchvision_vit, "eager": Eager, "eager, fused": lambda: Eager(fused=True)}
+BUILD = {
+    "timm": timm_vit,
+    "timm, mean pooled": lambda: timm_vit(class_token=False, global_pool="avg"),
+    "timm, registers": lambda: timm_vit(reg_tokens=4),
+    "torchvision": torchvision_vit,
+    "eager": Eager,
+    "eager, fused": lambda: Eager(fused=True),
+}
 
 
 def built(name):
@@ -90,10 +99,21 @@ def hooked(model, x, category):
     gradients = torch.autograd.grad(score, weights, retain_graph=True)
     (output_gradient,) = torch.autograd.grad(score, outputs[-1], retain_graph=True)
     read = {"own": lambda z: z.mean(1), "class_token": lambda z: z[:, 0]}  # what the head reads of a layer's tokens
-    layers = {name: [torch.autograd.grad(model.head(model.norm(pool(z)))[0, category], w, retain_graph=True)[0] for z, w in zip(tokens, weights)] for name, pool in read.items()}
+    layers = {
+        name: [torch.autograd.grad(model.head(model.norm(pool(z)))[0, category], w, retain_graph=True)[0] for z, w in zip(tokens, weights)]
+        for name, pool in read.items()
+    }
     q, k, v = qkv[-1][0].detach().chunk(3, dim=-1)
     numpy = lambda ts: [t[0].detach().numpy() for t in ts]
-    return dict(A=numpy(weights), G=numpy(gradients), **{name: numpy(found) for name, found in layers.items()}, w=output_gradient[0, 0].numpy(), q=q[0].numpy(), k=k.numpy(), v=v.numpy())
+    return dict(
+        A=numpy(weights),
+        G=numpy(gradients),
+        **{name: numpy(found) for name, found in layers.items()},
+        w=output_gradient[0, 0].numpy(),
+        q=q[0].numpy(),
+        k=k.numpy(),
+        v=v.numpy(),
+    )
 
 
 def slow_rollout(A, **_):
@@ -132,7 +152,10 @@ def slow_eclip(w, q, k, v, **_):
     return np.array([max(0, sum(w[c] * v[p + 1, c] * loosened[p] for c in range(len(w)))) for p in range(len(loosened))])
 
 
-PAPERS = [*zip(METHODS, (slow_rollout, slow_relevance, slow_legrad, slow_eclip)), (partial(LeGrad, mean_tokens=False), slow_legrad_class_token)]
+PAPERS = [
+    *zip(METHODS, (slow_rollout, slow_relevance, slow_legrad, slow_eclip)),
+    (partial(LeGrad, mean_tokens=False), slow_legrad_class_token),
+]
 
 
 @pytest.mark.parametrize("method, slow", PAPERS)
@@ -193,9 +216,20 @@ def test_one_network_in_two_libraries(method):
     """torchvision's multi-head attention and timm's own, with the same weights, have the same maps."""
     peer, x = built("torchvision")
     ours = timm_vit(mlp_ratio=2).eval()
-    names = {"encoder.pos_embedding": "pos_embed", "class_token": "cls_token", "conv_proj": "patch_embed.proj", "encoder.ln": "norm", "heads.head": "head",
-             "encoder.layers.encoder_layer_": "blocks.", "ln_1": "norm1", "ln_2": "norm2", "self_attention.in_proj_": "attn.qkv.", "self_attention.out_proj": "attn.proj",
-             "mlp.0": "mlp.fc1", "mlp.3": "mlp.fc2"}
+    names = {
+        "encoder.pos_embedding": "pos_embed",
+        "class_token": "cls_token",
+        "conv_proj": "patch_embed.proj",
+        "encoder.ln": "norm",
+        "heads.head": "head",
+        "encoder.layers.encoder_layer_": "blocks.",
+        "ln_1": "norm1",
+        "ln_2": "norm2",
+        "self_attention.in_proj_": "attn.qkv.",
+        "self_attention.out_proj": "attn.proj",
+        "mlp.0": "mlp.fc1",
+        "mlp.3": "mlp.fc2",
+    }
     weights = {}
     for name, tensor in peer.state_dict().items():
         for theirs, here in names.items():

@@ -1,4 +1,5 @@
 """What Quarto would find wrong in the book, found without it."""
+
 import json
 import re
 import runpy
@@ -65,7 +66,9 @@ def test_links_and_pictures(path):
         file = (path.parent / page).resolve() if page else path
         assert file.exists(), f"{target} leads nowhere"
         if section:
-            assert section in {re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-") for _, title in headings(file)}, f"{target}: no such section"
+            assert section in {re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-") for _, title in headings(file)}, (
+                f"{target}: no such section"
+            )
     for alt, target in IMAGE.findall(text):
         assert alt.strip() and (path.parent / target).exists(), target
     assert len(re.findall(r"^:::", text, re.M)) % 2 == 0
@@ -116,4 +119,6 @@ def test_pictures_say_something_without_a_screen(path):
     for cell in nbformat.read(path, 4).cells:
         for output in cell.get("outputs", []):
             assert output.output_type != "error"
-            assert not re.search(r" at 0x[0-9a-f]{6,}", json.dumps(output.get("text", "")) + json.dumps(output.get("data", {}).get("text/plain", "")))
+            assert not re.search(
+                r" at 0x[0-9a-f]{6,}", json.dumps(output.get("text", "")) + json.dumps(output.get("data", {}).get("text/plain", ""))
+            )

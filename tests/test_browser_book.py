@@ -1,4 +1,5 @@
 """Pages of the book in a browser: no kernel, no network but the widget manager's own scripts, and the pickers work."""
+
 import functools
 import json
 import os
@@ -102,7 +103,11 @@ def shows(page, *choices):
     expect(image).to_have_attribute("alt", "heat map: method {}, layer {}".format(*choices), timeout=1500)
     expected = explain("scene:2016", method=choices[0], layer=choices[1]).overlay()
     stored = Image.open(BytesIO(b64decode(image.get_attribute("src").split("base64,")[1])))
-    others = [explain("scene:2016", method=choices[0], layer=layer).overlay() for layer in ("layer1", "layer2", "layer3", "layer4") if layer != choices[1]]
+    others = [
+        explain("scene:2016", method=choices[0], layer=layer).overlay()
+        for layer in ("layer1", "layer2", "layer3", "layer4")
+        if layer != choices[1]
+    ]
     assert unlike(stored, expected) < 4 < 8 < min(unlike(stored, other) for other in others)
     shot = on_screen(image)
     assert unlike(shot, expected) < 5 < min(unlike(shot, other) for other in others)
@@ -114,7 +119,9 @@ def test_every_method_has_a_picker(path):
     cells = nbformat.read(path, 4).cells
     assert any(cell.source.startswith("#| exec_doc") and re.search(r"^picker\(", cell.source, flags=re.M) for cell in cells)
     assert any(cell.source.startswith("picker_figure(images") and "image/png" in cell.outputs[0]["data"] for cell in cells)
-    assert not any("application/vnd.jupyter.widget-view+json" in output.get("data", {}) for cell in cells for output in cell.get("outputs", []))
+    assert not any(
+        "application/vnd.jupyter.widget-view+json" in output.get("data", {}) for cell in cells for output in cell.get("outputs", [])
+    )
 
 
 def test_the_pickers_of_a_method(opened):

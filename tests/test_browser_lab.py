@@ -1,4 +1,5 @@
 """The explorer in a real JupyterLab and a real Chromium: every click changes the picture as it should."""
+
 import io
 import json
 import os
@@ -50,9 +51,23 @@ def lab(tmp_path_factory):
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(setting))
     places = {f"JUPYTER{name}_DIR": str(home / name.strip("_").lower()) for name in ("_CONFIG", "_RUNTIME", "_DATA", "LAB_WORKSPACES")}
-    environment = {**os.environ, **places, "JUPYTERLAB_SETTINGS_DIR": str(home / "settings"), "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}  # other tests run beside this one
+    environment = {
+        **os.environ,
+        **places,
+        "JUPYTERLAB_SETTINGS_DIR": str(home / "settings"),
+        "PYTHONWARNINGS": "ignore",
+        "OMP_NUM_THREADS": "1",
+    }  # other tests run beside this one
     log = (home / "log").open("w")
-    options = ["--no-browser", "--allow-root", "--port=0", "--ip=127.0.0.1", "--IdentityProvider.token=", "--ServerApp.password=", "--LabApp.expose_app_in_browser=True"]
+    options = [
+        "--no-browser",
+        "--allow-root",
+        "--port=0",
+        "--ip=127.0.0.1",
+        "--IdentityProvider.token=",
+        "--ServerApp.password=",
+        "--LabApp.expose_app_in_browser=True",
+    ]
     command = [sys.executable, "-m", "jupyterlab", *options, f"--ServerApp.root_dir={files}"]
     server = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
     try:
@@ -139,7 +154,9 @@ def expected(session):
 
     def picture(i=1, colormap="turbo", opacity=0.5, threshold=0.0, **setting):
         heat = session.explain(session.setting(**setting)).heat_map
-        image = panel.painted(heat, colormap=colormap, opacity=opacity, threshold=threshold) if i == 1 else raw_map(heat, colormap, threshold)
+        image = (
+            panel.painted(heat, colormap=colormap, opacity=opacity, threshold=threshold) if i == 1 else raw_map(heat, colormap, threshold)
+        )
         return np.asarray(image.convert("RGB")).astype(int)
 
     return picture
@@ -274,7 +291,9 @@ def test_stop(shown, expected, session):
     shown.root.get_by_text("stopped").wait_for()
     assert (shown.picture(1) == before).all()
     shown.choose("Method", "HiResCAM")
-    shown.until(expected(layers="layer2", method="HiResCAM", asked=session.questions(0)[1], threshold=shown_threshold(shown), colormap="viridis"))
+    shown.until(
+        expected(layers="layer2", method="HiResCAM", asked=session.questions(0)[1], threshold=shown_threshold(shown), colormap="viridis")
+    )
     assert shown.said() == []
 
 
@@ -283,7 +302,9 @@ def test_errors_in_plain_words(shown, expected, session):
     shown.root.locator("[role=alert]").wait_for()
     assert "transformer" in shown.said()[0] and "Traceback" not in shown.page.content()
     shown.choose("Method", "GradCAM")
-    shown.until(expected(layers="layer2", method="GradCAM", asked=session.questions(0)[1], threshold=shown_threshold(shown), colormap="viridis"))
+    shown.until(
+        expected(layers="layer2", method="GradCAM", asked=session.questions(0)[1], threshold=shown_threshold(shown), colormap="viridis")
+    )
 
 
 def test_quick(chromium, lab, expected):

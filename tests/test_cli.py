@@ -1,4 +1,5 @@
 """The command line as a person meets it: a process of its own, files on disk."""
+
 import json
 import subprocess
 import sys
@@ -42,15 +43,35 @@ def test_demo(tmp_path):
     assert set(files) == {".png", ".npy", ".json"} and all(str(p) in out for p in files.values())
     summary, heat = json.loads(files[".json"].read_text()), np.load(files[".npy"])
     assert heat.shape == (128, 128) and heat.dtype == np.float32 and heat.min() >= 0 and heat.max() == 1
-    assert summary["target"]["name"] in out and summary["model"] == "scenes-cnn" and summary["peak"] == list(np.unravel_index(heat.argmax(), heat.shape))
+    assert (
+        summary["target"]["name"] in out
+        and summary["model"] == "scenes-cnn"
+        and summary["peak"] == list(np.unravel_index(heat.argmax(), heat.shape))
+    )
     assert Image.open(files[".png"]).size == tuple(summary["picture_size"])
 
 
 def test_own_pictures_own_checkpoint(folder, tmp_path):
     out = tmp_path / "a" / "b"
-    status, said, err = call("explain", folder / "wide.png", folder / "grey.png", "--model", folder / "mine.pth", "--arch", "resnet10t", "--target", 3, "--layer", "layer3", "--out", out)
+    status, said, err = call(
+        "explain",
+        folder / "wide.png",
+        folder / "grey.png",
+        "--model",
+        folder / "mine.pth",
+        "--arch",
+        "resnet10t",
+        "--target",
+        3,
+        "--layer",
+        "layer3",
+        "--out",
+        out,
+    )
     assert status == 0, err  # an untrained model's map may be blank, and says so
-    assert sorted(p.name for p in out.iterdir()) == [f"{n}{end}" for n in ("grey", "wide") for end in (".json", "_heat_map.npy", "_overlay.png")]
+    assert sorted(p.name for p in out.iterdir()) == [
+        f"{n}{end}" for n in ("grey", "wide") for end in (".json", "_heat_map.npy", "_overlay.png")
+    ]
     summary = json.loads((out / "wide.json").read_text())
     assert (summary["layers"], summary["target"]["index"]) == (["layer3"], 3)
     assert Image.open(out / "wide_overlay.png").size == (500, 300)
@@ -129,7 +150,14 @@ def test_a_stop_while_saving_leaves_nothing_half_written(tmp_path, monkeypatch):
     assert list((tmp_path / "out").iterdir()) == []
 
 
-THEIRS = dict(gradcam="GradCAM", hirescam="HiResCAM", xgradcam="XGradCAM", layercam="LayerCAM", gradcamelementwise="GradCAMElementWise", ablationcam="AblationCAM")
+THEIRS = dict(
+    gradcam="GradCAM",
+    hirescam="HiResCAM",
+    xgradcam="XGradCAM",
+    layercam="LayerCAM",
+    gradcamelementwise="GradCAMElementWise",
+    ablationcam="AblationCAM",
+)
 
 
 def script(model, layer, rgb, method, aug_smooth=False):
@@ -149,24 +177,50 @@ def alike(a, b):
     return np.corrcoef(np.float64(a).ravel(), np.float64(b).ravel())[0, 1]
 
 
-@pytest.mark.parametrize("method, flags", [*((method, []) for method in THEIRS), ("gradcam", ["--aug-smooth"])], ids=lambda v: v if isinstance(v, str) else "".join(v) or "plain")
+@pytest.mark.parametrize(
+    "method, flags",
+    [*((method, []) for method in THEIRS), ("gradcam", ["--aug-smooth"])],
+    ids=lambda v: v if isinstance(v, str) else "".join(v) or "plain",
+)
 def test_cam_draws_what_the_script_draws(tmp_path, capsys, method, flags):
     from gradcam_nb import load_model
-    from gradcam_nb.compat.pytorch_grad_cam.script import cam_pictures
-    from gradcam_nb.cli import main
     from gradcam_nb.ask import read_picture
+    from gradcam_nb.cli import main
+    from gradcam_nb.compat.pytorch_grad_cam.script import cam_pictures
 
     picture = read_picture("scene:3").crop((0, 0, 128, 100)).resize((160, 125))
     picture.save(tmp_path / "picture.png")
-    assert main(["cam", "--image-path", str(tmp_path / "picture.png"), "--method", method, "--device", "cpu", "--output-dir", str(tmp_path / "a/b"), *flags]) == 0
+    assert (
+        main(
+            [
+                "cam",
+                "--image-path",
+                str(tmp_path / "picture.png"),
+                "--method",
+                method,
+                "--device",
+                "cpu",
+                "--output-dir",
+                str(tmp_path / "a/b"),
+                *flags,
+            ]
+        )
+        == 0
+    )
     out, err = capsys.readouterr()
     files = [tmp_path / f"a/b/{method}_{name}.jpg" for name in ("cam", "gb", "cam_gb")]
-    assert sorted((tmp_path / "a/b").iterdir()) == sorted(files) and all(str(file) in out for file in files) and (err == "" or method == "ablationcam")
+    assert (
+        sorted((tmp_path / "a/b").iterdir()) == sorted(files)
+        and all(str(file) in out for file in files)
+        and (err == "" or method == "ablationcam")
+    )
     how, model = {flag[2:].replace("-", "_"): True for flag in flags}, load_model("scenes-cnn")
     three = cam_pictures(picture, model, method, **how)
     heat, *theirs = script(model, "layer4", np.float32(picture) / 255, method, **how)
     assert alike(three.heat_map, heat) >= 0.9999
-    assert all(alike(mine, other) >= 0.998 for mine, other in zip((three.cam, three.gb, three.cam_gb), theirs))  # their mean of views does not reach 1
+    assert all(
+        alike(mine, other) >= 0.998 for mine, other in zip((three.cam, three.gb, three.cam_gb), theirs)
+    )  # their mean of views does not reach 1
     for file, other in zip(files, theirs):  # a JPEG is a little less
         written = np.asarray(Image.open(file))
         assert written.shape == (125, 160, 3) and alike(written, other) >= 0.99
@@ -177,15 +231,25 @@ def test_cam_smooths_by_the_first_component(tmp_path, monkeypatch):
     from gradcam_nb.cli import main
 
     drawn = []
-    monkeypatch.setattr(cam_script, "cam_pictures", lambda *args, draw=cam_script.cam_pictures, **how: drawn.append(draw(*args, **how)) or drawn[0])
-    assert main(["cam", "--eigen-smooth", "--aug-smooth", "--layer", "layer3", "--target", "dotted star", "--output-dir", str(tmp_path)]) == 0
+    monkeypatch.setattr(
+        cam_script, "cam_pictures", lambda *args, draw=cam_script.cam_pictures, **how: drawn.append(draw(*args, **how)) or drawn[0]
+    )
+    assert (
+        main(["cam", "--eigen-smooth", "--aug-smooth", "--layer", "layer3", "--target", "dotted star", "--output-dir", str(tmp_path)]) == 0
+    )
     x, _ = cam_script._taken(load_model("scenes-cnn"), cam_script.read_picture("scene:3"))
-    assert torch.allclose(drawn[0].heat_map, GradCAM(load_model("scenes-cnn"), "layer3")(x, 10, eigen_smooth=True, aug_smooth=True)[0], atol=1e-6)
+    assert torch.allclose(
+        drawn[0].heat_map, GradCAM(load_model("scenes-cnn"), "layer3")(x, 10, eigen_smooth=True, aug_smooth=True)[0], atol=1e-6
+    )
 
 
 def test_cam_from_the_shell(tmp_path):
     status, out, err = call("cam", "--image-path", "scene:3", "--use-cuda", "--output-dir", "new", cwd=tmp_path)
-    assert status == 0 and "scenes-cnn saw" in out and sorted(p.name for p in (tmp_path / "new").iterdir()) == ["gradcam_cam.jpg", "gradcam_cam_gb.jpg", "gradcam_gb.jpg"]
+    assert (
+        status == 0
+        and "scenes-cnn saw" in out
+        and sorted(p.name for p in (tmp_path / "new").iterdir()) == ["gradcam_cam.jpg", "gradcam_cam_gb.jpg", "gradcam_gb.jpg"]
+    )
     assert torch.cuda.is_available() or err == "gradcam-nb: --use-cuda: there is no CUDA device; running on the CPU\n"
 
 
@@ -199,7 +263,15 @@ def test_cam_knows_the_spelling(method):
     from gradcam_nb.compat.pytorch_grad_cam.script import cam_pictures
 
     torch.manual_seed(0)
-    model = torch.nn.Sequential(torch.nn.Conv2d(3, 6, 3), torch.nn.ReLU(), torch.nn.Conv2d(6, 4, 3), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(4, 5))
+    model = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 6, 3),
+        torch.nn.ReLU(),
+        torch.nn.Conv2d(6, 4, 3),
+        torch.nn.ReLU(),
+        torch.nn.AdaptiveAvgPool2d(1),
+        torch.nn.Flatten(),
+        torch.nn.Linear(4, 5),
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of random weights a map may be blank
         for how in ({}, dict(target="2", aug_smooth=True)):
@@ -214,7 +286,10 @@ def test_cam_of_a_transformer_and_of_a_grey_network(folder, tmp_path):
     model = timm.create_model("vit_tiny_patch16_224", depth=2, num_classes=5)
     with pytest.warns(UserWarning) as said:
         three = cam_pictures(folder / "wide.png", model, target=1)
-    assert [str(w.message).partition(":")[0] for w in said if "blank" not in str(w.message)] == ["the network takes no picture of 500 × 300", "guided backpropagation of this network is its plain gradient"]
+    assert [str(w.message).partition(":")[0] for w in said if "blank" not in str(w.message)] == [
+        "the network takes no picture of 500 × 300",
+        "guided backpropagation of this network is its plain gradient",
+    ]
     assert three.cam.size == three.cam_gb.size == (224, 224) and three.layers == ["blocks.1.norm1"] and model.training
     grey = timm.create_model("resnet10t", num_classes=5, in_chans=1)
     assert cam_pictures(folder / "wide.png", grey).gb.size == (500, 300)

@@ -1,4 +1,5 @@
 """captum's interface: its scripts run with nothing but the import changed, and give its numbers."""
+
 import copy
 import inspect
 
@@ -47,7 +48,8 @@ class Split(nn.Module):
 
 
 class Pair(nn.Module):
-    def forward(self, a, b): return a.tanh(), (a - b).exp()
+    def forward(self, a, b):
+        return a.tanh(), (a - b).exp()
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +72,11 @@ def case(name, request):
     from gradcam_nb import preprocess_for
 
     model = demo_models.mobilenet_v2_imagenet(data / "models")
-    return model, torch.cat([preprocess_for(model)(data / "images" / photo) for photo in ("misc/both.png", "coral/cat_720p.jpg")]), [243, 281]
+    return (
+        model,
+        torch.cat([preprocess_for(model)(data / "images" / photo) for photo in ("misc/both.png", "coral/cat_720p.jpg")]),
+        [243, 281],
+    )
 
 
 def same(here, there):
@@ -86,10 +92,12 @@ def same(here, there):
 
 def both(name, model, layer, inputs, *asked, given={}, **how):
     """One script with their class and with ours: they agree."""
+
     def run(library):
         layers = [] if layer is None else [layer]
         fresh = tuple(t.clone() for t in inputs) if isinstance(inputs, tuple) else inputs.clone()
         return getattr(library, name)(model, *layers, **given).attribute(fresh, *asked, **how)
+
     here, there = run(ours), run(theirs)
     same(here, there)
     return here
@@ -117,10 +125,19 @@ def test_an_absent_name_gives_its_reason(name):
 @pytest.mark.parametrize("name", [*LAYERS, *INPUTS])
 def test_arguments_stand_where_theirs_stand(name):
     for method in ("__init__", "attribute"):
-        here, there = ([(p.name, p.default) for p in inspect.signature(getattr(getattr(library, name), method)).parameters.values()] for library in (ours, theirs))
-        assert [(label.replace("forward_func", "model") if name.startswith("Guided") else label, default) for label, default in here] == there
+        here, there = (
+            [(p.name, p.default) for p in inspect.signature(getattr(getattr(library, name), method)).parameters.values()]
+            for library in (ours, theirs)
+        )
+        assert [
+            (label.replace("forward_func", "model") if name.startswith("Guided") else label, default) for label, default in here
+        ] == there
     mine, peer = (getattr(library, name)(*[nn.Conv2d(3, 3, 1)] * (1 + (name in LAYERS))) for library in (ours, theirs))
-    assert mine.get_name() == peer.get_name() and mine.multiplies_by_inputs == peer.multiplies_by_inputs and mine.has_convergence_delta() == peer.has_convergence_delta()
+    assert (
+        mine.get_name() == peer.get_name()
+        and mine.multiplies_by_inputs == peer.multiplies_by_inputs
+        and mine.has_convergence_delta() == peer.has_convergence_delta()
+    )
 
 
 # --- scripts, as the classes' own examples have them
@@ -178,7 +195,9 @@ def test_numbers_are_theirs(name, request):
     both("Saliency", model, None, pictures, classes)
 
 
-@pytest.mark.parametrize("target", [3, torch.tensor(3), torch.tensor([3]), torch.tensor([1, 2, 3]), [1, 2, 3], (4,), [(1,), (2,), (3,)]], ids=str)
+@pytest.mark.parametrize(
+    "target", [3, torch.tensor(3), torch.tensor([3]), torch.tensor([1, 2, 3]), [1, 2, 3], (4,), [(1,), (2,), (3,)]], ids=str
+)
 def test_targets(target, net, x):
     for name in ("LayerGradCam", "LayerGradientXActivation"):
         both(name, net, net.conv4, x, target)
@@ -192,7 +211,11 @@ def test_targets_of_outputs_with_places(target, net, x):
     both("InputXGradient", net, None, x, target, (None, None, True))
 
 
-@pytest.mark.parametrize("function", [lambda net: lambda t: net(t).softmax(1), lambda net: net.forward, nn.DataParallel], ids=["function", "its forward", "wrapped"])
+@pytest.mark.parametrize(
+    "function",
+    [lambda net: lambda t: net(t).softmax(1), lambda net: net.forward, nn.DataParallel],
+    ids=["function", "its forward", "wrapped"],
+)
 def test_what_is_called_may_be_a_function(function, net, x):
     if function is not nn.DataParallel:
         both("LayerGradCam", function(net), net.conv4, x, 3, attribute_to_layer_input=True)
@@ -221,11 +244,22 @@ def test_what_a_layer_is_given_counts_wherever_it_is_used():
     torch.manual_seed(0)
     resnet = torchvision.models.resnet18().eval()
     both("LayerGradCam", resnet, resnet.layer4[0].conv1, torch.randn(2, 3, 64, 64), 3, attribute_to_layer_input=True)
-    both("LayerGradientXActivation", resnet.requires_grad_(False), resnet.layer4[1].conv1, torch.randn(2, 3, 64, 64), 3, attribute_to_layer_input=True)
+    both(
+        "LayerGradientXActivation",
+        resnet.requires_grad_(False),
+        resnet.layer4[1].conv1,
+        torch.randn(2, 3, 64, 64),
+        3,
+        attribute_to_layer_input=True,
+    )
 
     class Given(nn.Module):
-        def __init__(self): super().__init__(); self.by, self.see = nn.Parameter(torch.rand(1, 3, 1, 1), requires_grad=False), nn.Conv2d(3, 4, 3)
-        def forward(self, x): return (self.see(x) * self.see(self.by.expand(1, 3, 9, 9)).mean()).mean((2, 3))
+        def __init__(self):
+            super().__init__()
+            self.by, self.see = nn.Parameter(torch.rand(1, 3, 1, 1), requires_grad=False), nn.Conv2d(3, 4, 3)
+
+        def forward(self, x):
+            return (self.see(x) * self.see(self.by.expand(1, 3, 9, 9)).mean()).mean((2, 3))
 
     model = Given().eval()
     found = ours.LayerGradCam(model, model.see).attribute(torch.randn(1, 3, 9, 9), 2, attribute_to_layer_input=True)
@@ -234,9 +268,14 @@ def test_what_a_layer_is_given_counts_wherever_it_is_used():
 
 def test_an_input_on_which_nothing_lies(net, x):
     """A table beside the picture: its part is empty, with a warning."""
+
     class Beside(nn.Module):
-        def __init__(self): super().__init__(); self.net = net
-        def forward(self, picture, table): return self.net(picture) * table
+        def __init__(self):
+            super().__init__()
+            self.net = net
+
+        def forward(self, picture, table):
+            return self.net(picture) * table
 
     model, inputs = Beside().eval(), (x, torch.rand(3, 10))
     with pytest.warns(UserWarning):

@@ -1,4 +1,5 @@
 """The one-object interface: the formula written by hand, its figures and files, the model left alone."""
+
 import os
 import sys
 import warnings
@@ -80,7 +81,10 @@ def test_resnet(resnet, path, layer_idx, name):
     assert cam.img.shape == (1, 3, 96, 160)
     check(cam, by_hand(resnet, resnet.get_submodule(name), cam.img, lambda t: t))
     assert cam.layer == name
-    assert np.isclose(cam.confidence, 100 * resnet(cam.img).softmax(1).max().item(), atol=0.01) and cam.result_class == resnet(cam.img).argmax()
+    assert (
+        np.isclose(cam.confidence, 100 * resnet(cam.img).softmax(1).max().item(), atol=0.01)
+        and cam.result_class == resnet(cam.img).argmax()
+    )
 
 
 def test_a_number_cuts_the_model_where_theirs_does(resnet, path):
@@ -153,7 +157,10 @@ def test_target(resnet, path):
 def test_grey_and_in_memory(resnet, path, tmp_path):
     grey = Image.open(path).convert("L")
     grey.save(tmp_path / "grey.png")
-    from_file, in_memory, as_rgb = (GradCAM(resnet, *how, input_size=64, **more) for how, more in (((tmp_path / "grey.png",), {}), ((), dict(img_value=grey)), ((), dict(img_value=grey.convert("RGB")))))
+    from_file, in_memory, as_rgb = (
+        GradCAM(resnet, *how, input_size=64, **more)
+        for how, more in (((tmp_path / "grey.png",), {}), ((), dict(img_value=grey)), ((), dict(img_value=grey.convert("RGB"))))
+    )
     assert torch.equal(from_file.img, in_memory.img) and torch.equal(from_file.img, as_rgb.img)
     assert torch.equal(GradCAM(resnet, img_value=as_rgb.img[0]).img, as_rgb.img)
 
@@ -187,7 +194,13 @@ def test_files(resnet, path, tmp_path):
     cam.imposing_visualization(tmp_path / "one/out.png")
     assert [p.name for p in (tmp_path / "one").iterdir()] == ["out.png"]
     cam.imposing_visualization(str(tmp_path / "two/out"), save_panels=True)
-    assert sorted(p.name for p in (tmp_path / "two").iterdir()) == ["out-colormap.png", "out-heatmap.png", "out-original.png", "out-overlapped.png", "out.png"]
+    assert sorted(p.name for p in (tmp_path / "two").iterdir()) == [
+        "out-colormap.png",
+        "out-heatmap.png",
+        "out-original.png",
+        "out-overlapped.png",
+        "out.png",
+    ]
     assert all(Image.open(p).size == (160, 96) for p in (tmp_path / "two").glob("out-*.png"))
     grey = np.asarray(Image.open(tmp_path / "two/out-heatmap.png"))
     assert grey.ndim == 2 and np.abs(grey - 255 * cam.enlarged.numpy()).max() <= 1
@@ -245,7 +258,9 @@ def test_nothing_speaks_for_it(path):
     nn.init.constant_(model[4].weight, -1.0)
     with pytest.warns(UserWarning, match="only against it"):
         assert not GradCAM(model, path, 3, 32)().any()
-    with pytest.raises(ValueError, match=r"'2' gives \(1, 2, 1, 1\), which has no places on the picture; pass 3 \(1\), 4 \(0\), or a layer's name"):
+    with pytest.raises(
+        ValueError, match=r"'2' gives \(1, 2, 1, 1\), which has no places on the picture; pass 3 \(1\), 4 \(0\), or a layer's name"
+    ):
         GradCAM(model, path, 2, 32)()
 
 

@@ -1,4 +1,5 @@
 """Scripts written for pytorch_grad_cam: the same names, arguments and defaults, and the same pictures as the PyPI package gives."""
+
 import copy
 import importlib
 import json
@@ -52,26 +53,58 @@ def drawn(library, name, case, layers=("layer4",), how={}, flip=False, **options
     method = getattr(library, name)
     if flip:
         method = type(name, (method,), {"get_cam_image": lambda self, *asked: -getattr(library, name).get_cam_image(self, *asked)})
-    return np.asarray(method(model, [model.get_submodule(layer) for layer in layers], **options)(x, None if name == "FinerCAM" else asked(classes, library), **how))
+    return np.asarray(
+        method(model, [model.get_submodule(layer) for layer in layers], **options)(
+            x, None if name == "FinerCAM" else asked(classes, library), **how
+        )
+    )
 
 
-METHODS = ["GradCAM", "HiResCAM", "GradCAMElementWise", "GradCAMPlusPlus", "XGradCAM", "LayerCAM", "EigenCAM", "EigenGradCAM", "SegEigenCAM", "KPCA_CAM",
-           "FEM", "ShapleyCAM", "FullGrad", "FinerCAM", "AblationCAM", "ScoreCAM", "SESS"]
+METHODS = [
+    "GradCAM",
+    "HiResCAM",
+    "GradCAMElementWise",
+    "GradCAMPlusPlus",
+    "XGradCAM",
+    "LayerCAM",
+    "EigenCAM",
+    "EigenGradCAM",
+    "SegEigenCAM",
+    "KPCA_CAM",
+    "FEM",
+    "ShapleyCAM",
+    "FullGrad",
+    "FinerCAM",
+    "AblationCAM",
+    "ScoreCAM",
+    "SESS",
+]
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_method_gives_their_map(name, case):
     how = dict(num_scales=3) if name == "SESS" else {}
     least = ANOTHER_MAP.get(name, 0.999)
-    found = [alike(drawn(methods, name, case, **how), drawn(real, name, case, flip=flip, **how)) for flip in ((False, True) if name in EITHER_WAY else (False,))]
+    found = [
+        alike(drawn(methods, name, case, **how), drawn(real, name, case, flip=flip, **how))
+        for flip in ((False, True) if name in EITHER_WAY else (False,))
+    ]
     assert all(max(ways) >= least for ways in zip(*found)), found
 
 
-@pytest.mark.parametrize("name, how, options", [
-    ("GradCAM", dict(aug_smooth=True), {}), ("HiResCAM", dict(aug_smooth=True), {}),
-    ("RefineCAM", {}, dict(base_method="GradCAM")), ("FinerCAM", dict(alpha=0.5, comparison_categories=[1, 3], target_idx=4), {}), ("FinerCAM", {}, dict(base_method="LayerCAM")),
-    ("FEM", {}, dict(k=1)), ("AblationCAM", {}, dict(batch_size=8)),
-], ids=lambda value: value if isinstance(value, str) else ",".join(value) or "-")
+@pytest.mark.parametrize(
+    "name, how, options",
+    [
+        ("GradCAM", dict(aug_smooth=True), {}),
+        ("HiResCAM", dict(aug_smooth=True), {}),
+        ("RefineCAM", {}, dict(base_method="GradCAM")),
+        ("FinerCAM", dict(alpha=0.5, comparison_categories=[1, 3], target_idx=4), {}),
+        ("FinerCAM", {}, dict(base_method="LayerCAM")),
+        ("FEM", {}, dict(k=1)),
+        ("AblationCAM", {}, dict(batch_size=8)),
+    ],
+    ids=lambda value: value if isinstance(value, str) else ",".join(value) or "-",
+)
 def test_options(name, how, options, case):
     layers = ("layer3", "layer4") if name == "RefineCAM" else ("layer4",)
     found = alike(drawn(methods, name, case, layers, how, **dict(options)), drawn(real, name, case, layers, how, **dict(options)))
@@ -124,7 +157,9 @@ def test_a_users_own_class(own, base, how, case):
     model, x, classes = case
     maps = []
     for library, net in ((methods, model), (real, copy.deepcopy(model))):
-        root = {"BaseCAM": cam.BaseCAM if library is methods else importlib.import_module("pytorch_grad_cam.base_cam").BaseCAM}.get(base) or library.GradCAM
+        root = {"BaseCAM": cam.BaseCAM if library is methods else importlib.import_module("pytorch_grad_cam.base_cam").BaseCAM}.get(
+            base
+        ) or library.GradCAM
         maps.append(own(root)(net, [net.layer4])(x, asked(classes), **how))
     assert min(alike(*maps)) >= 0.999
 
@@ -132,7 +167,9 @@ def test_a_users_own_class(own, base, how, case):
 def test_older_spellings(case):
     model, x, classes = case
     now = methods.GradCAM(model, [model.layer4])(x, asked(classes))
-    np.testing.assert_array_equal(methods.GradCAM(model=model, target_layer=model.layer4, use_cuda=False)(input_tensor=x, target_category=classes), now)
+    np.testing.assert_array_equal(
+        methods.GradCAM(model=model, target_layer=model.layer4, use_cuda=False)(input_tensor=x, target_category=classes), now
+    )
     np.testing.assert_array_equal(methods.GradCAM(model, [model.layer4], False)(x, classes), now)
     one = methods.GradCAM(model, [model.layer4])(x, target_category=classes[0])
     np.testing.assert_array_equal(one[:1], now[:1])
@@ -153,17 +190,29 @@ def measured(library, name, case, maps, **options):
     return np.asarray(cls(**options)(case[1], maps, asked(case[2]), copy.deepcopy(case[0])))
 
 
-@pytest.mark.parametrize("name, module, options", [
-    ("CamMultImageConfidenceChange", "cam_mult_image", {}), ("DropInConfidence", "cam_mult_image", {}), ("IncreaseInConfidence", "cam_mult_image", {}),
-    ("ROADMostRelevantFirst", "road", dict(percentile=75)), ("ROADLeastRelevantFirst", "road", dict(percentile=25)),
-    ("ROADMostRelevantFirstAverage", "road", dict(percentiles=[40, 80])), ("ROADLeastRelevantFirstAverage", "road", dict(percentiles=[40, 80])), ("ROADCombined", "road", dict(percentiles=[40, 80])),
-], ids=lambda value: value if isinstance(value, str) else "-")
+@pytest.mark.parametrize(
+    "name, module, options",
+    [
+        ("CamMultImageConfidenceChange", "cam_mult_image", {}),
+        ("DropInConfidence", "cam_mult_image", {}),
+        ("IncreaseInConfidence", "cam_mult_image", {}),
+        ("ROADMostRelevantFirst", "road", dict(percentile=75)),
+        ("ROADLeastRelevantFirst", "road", dict(percentile=25)),
+        ("ROADMostRelevantFirstAverage", "road", dict(percentiles=[40, 80])),
+        ("ROADLeastRelevantFirstAverage", "road", dict(percentiles=[40, 80])),
+        ("ROADCombined", "road", dict(percentiles=[40, 80])),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "-",
+)
 def test_metrics(name, module, options, case, monkeypatch):
     # ROAD's noise is drawn anew there at each call: without it both are to give one number.
     monkeypatch.setattr(torch, "randn_like", torch.zeros_like)
     monkeypatch.setattr(torch, "randn", lambda shape, **how: torch.zeros(shape))
     maps = np.random.default_rng(0).random((2, 128, 128), dtype=np.float32) if module == "road" else drawn(methods, "GradCAM", case)
-    ours, theirs = (measured(library, name, case, maps, **options) for library in (metrics, importlib.import_module(f"pytorch_grad_cam.metrics.{module}")))
+    ours, theirs = (
+        measured(library, name, case, maps, **options)
+        for library in (metrics, importlib.import_module(f"pytorch_grad_cam.metrics.{module}"))
+    )
     np.testing.assert_allclose(ours, theirs, atol=2e-3)
 
 
@@ -175,16 +224,27 @@ def test_arcc(case):
     for library, of in ((metrics, methods), (arcc, real)):
         net = copy.deepcopy(model)
         method = of.GradCAM(net, [net.layer4])
-        found.append((library.Complexity()(maps), library.Coherency()(x, maps, asked(classes), net, method), library.batch_pearson_coherency(maps, maps[::-1]), library.ARCC(method, [40])(x, maps, asked(classes), net)))
+        found.append(
+            (
+                library.Complexity()(maps),
+                library.Coherency()(x, maps, asked(classes), net, method),
+                library.batch_pearson_coherency(maps, maps[::-1]),
+                library.ARCC(method, [40])(x, maps, asked(classes), net),
+            )
+        )
     for ours, theirs, least in zip(*found, (1e-5, 1e-3, 1e-4, 0.1)):
         np.testing.assert_allclose(ours, theirs, atol=least)
 
 
 def test_functions(case):
     values = np.random.default_rng(0).normal(size=(2, 6, 7, 7)).astype(np.float32)
-    image, svd, reshape = (importlib.import_module(f"pytorch_grad_cam.utils.{name}") for name in ("image", "svd_on_activations", "reshape_transforms"))
+    image, svd, reshape = (
+        importlib.import_module(f"pytorch_grad_cam.utils.{name}") for name in ("image", "svd_on_activations", "reshape_transforms")
+    )
     np.testing.assert_allclose(arrays.scale_cam_image(values[:, 0], (21, 14)), image.scale_cam_image(values[:, 0], (21, 14)), atol=1e-4)
-    np.testing.assert_allclose(arrays.scale_accross_batch_and_channels(values, (14, 21)), image.scale_accross_batch_and_channels(values, (14, 21)), atol=1e-4)
+    np.testing.assert_allclose(
+        arrays.scale_accross_batch_and_channels(values, (14, 21)), image.scale_accross_batch_and_channels(values, (14, 21)), atol=1e-4
+    )
     for name in ("get_2d_projection", "get_2d_projection_kernel", "get_2d_projection_with_sign_correction"):
         assert all(abs(r) >= 0.999 for r in alike(getattr(arrays, name)(values), getattr(svd, name)(values.copy()))), name
     tokens = torch.randn(2, 49, 5)
@@ -192,7 +252,9 @@ def test_functions(case):
     model, x, classes = case
     guided = real.GuidedBackpropReLUModel(copy.deepcopy(model), "cpu")(x[:1].clone(), classes[0])
     np.testing.assert_allclose(arrays.GuidedBackpropReLUModel(model, device="cpu")(x[:1], target_category=classes[0]), guided, atol=1e-5)
-    assert arrays.find_layer_types_recursive(model, [torch.nn.Conv2d]) == importlib.import_module("pytorch_grad_cam.utils.find_layers").find_layer_types_recursive(model, [torch.nn.Conv2d])
+    assert arrays.find_layer_types_recursive(model, [torch.nn.Conv2d]) == importlib.import_module(
+        "pytorch_grad_cam.utils.find_layers"
+    ).find_layer_types_recursive(model, [torch.nn.Conv2d])
     labels = {i: f"class {i}" for i in range(7)}
     assert arrays.create_labels_legend(np.abs(values[0, :, 0]), labels) == image.create_labels_legend(np.abs(values[0, :, 0]), labels)
 
@@ -227,7 +289,11 @@ def surface(whose, names=()):
         code = f"from gradcam_nb.compat import install; install(force=True)\n{SURFACE}"
     else:
         code = SURFACE
-    return json.loads(subprocess.run([*run, "-c", code, whose, json.dumps(list(names))], capture_output=True, text=True, check=True, env=ENV).stdout.splitlines()[-1])
+    return json.loads(
+        subprocess.run(
+            [*run, "-c", code, whose, json.dumps(list(names))], capture_output=True, text=True, check=True, env=ENV
+        ).stdout.splitlines()[-1]
+    )
 
 
 def test_public_names():
@@ -262,7 +328,7 @@ def test_public_names():
 FOUND = {(name, side) for name in ("vit_reshape_transform", "swinT_reshape_transform") for side in ("height", "width")}
 
 
-README = '''
+README = """
 import sys
 import numpy as np
 import torch
@@ -322,7 +388,7 @@ gb = GuidedBackpropReLUModel(model=model, device="cpu")(input_tensor, target_cat
 cam_mask = cv2.merge([grayscale_cams[0]] * 3)
 kept["cam_gb"], kept["gb"] = deprocess_image(cam_mask * gb), deprocess_image(gb)
 np.savez(sys.argv[1], numbers=np.float32([float(np.ravel(n)[0]) for n in numbers]), **kept)
-'''
+"""
 
 
 def test_the_readmes_script(tmp_path):
@@ -350,7 +416,9 @@ def test_it_refuses_to_hide_the_real_one(tmp_path):
 def test_arguments_reach_the_script(tmp_path):
     (tmp_path / "beside.py").write_text("word = 'beside'\n")
     (script := tmp_path / "script.py").write_text("import sys, beside\nprint(__name__, sys.argv[1:], beside.word)\nsys.exit(7)\n")
-    ran = subprocess.run([sys.executable, "-m", "gradcam_nb.compat", "--force", script, "--force", "x"], capture_output=True, text=True, env=ENV)
+    ran = subprocess.run(
+        [sys.executable, "-m", "gradcam_nb.compat", "--force", script, "--force", "x"], capture_output=True, text=True, env=ENV
+    )
     assert (ran.returncode, ran.stdout) == (7, "__main__ ['--force', 'x'] beside\n")
 
 

@@ -1,4 +1,5 @@
 """torchcam's interface: its scripts run with nothing but the import changed, and give its maps."""
+
 import copy
 import inspect
 import logging
@@ -14,8 +15,24 @@ import gradcam_nb.compat.torchcam as ours
 theirs = pytest.importorskip("torchcam.methods")
 utils = pytest.importorskip("torchcam.utils")
 
-METHODS = ["CAM", "FinerCAM", "GradCAM", "GradCAMpp", "ISCAM", "LayerCAM", "LeGrad", "RefineCAM", "SSCAM", "ScoreCAM", "SmoothGradCAMpp", "XGradCAM"]
-POOLED = {"resnet18": ("layer4", "layer3", "fc"), "mobilenet_v2, real": ("features.18", "features.7", "classifier.1")}  # the layer, one in front of it, the linear layer
+METHODS = [
+    "CAM",
+    "FinerCAM",
+    "GradCAM",
+    "GradCAMpp",
+    "ISCAM",
+    "LayerCAM",
+    "LeGrad",
+    "RefineCAM",
+    "SSCAM",
+    "ScoreCAM",
+    "SmoothGradCAMpp",
+    "XGradCAM",
+]
+POOLED = {
+    "resnet18": ("layer4", "layer3", "fc"),
+    "mobilenet_v2, real": ("features.18", "features.7", "classifier.1"),
+}  # the layer, one in front of it, the linear layer
 LOUD = 1e6  # times the score: constants that torchcam adds to its gradient's powers then do not count
 
 
@@ -35,7 +52,9 @@ def resnet():
 @pytest.fixture(scope="module")
 def vit():
     torch.manual_seed(0)
-    net = torchvision.models.VisionTransformer(image_size=64, patch_size=16, num_layers=3, num_heads=2, hidden_dim=32, mlp_dim=64, num_classes=10)
+    net = torchvision.models.VisionTransformer(
+        image_size=64, patch_size=16, num_layers=3, num_heads=2, hidden_dim=32, mlp_dim=64, num_classes=10
+    )
     torch.nn.init.normal_(net.heads.head.weight)
     return net.eval(), torch.randn(2, 3, 64, 64)
 
@@ -44,7 +63,9 @@ def vit():
 def tiny():
     torch.manual_seed(0)
     layers = [torch.nn.Conv2d(3, 16, 3, 2, 1), torch.nn.ReLU(), torch.nn.Conv2d(16, 24, 3, 2, 1), torch.nn.ReLU()]
-    return torch.nn.Sequential(*layers, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(24, 10)).eval(), torch.randn(2, 3, 32, 32)
+    return torch.nn.Sequential(*layers, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(24, 10)).eval(), torch.randn(
+        2, 3, 32, 32
+    )
 
 
 def case(name, request):
@@ -56,7 +77,11 @@ def case(name, request):
     from gradcam_nb import preprocess_for
 
     model = demo_models.mobilenet_v2_imagenet(data / "models")
-    return model, torch.cat([preprocess_for(model)(data / "images" / photo) for photo in ("misc/both.png", "coral/cat_720p.jpg")]), [243, 281]
+    return (
+        model,
+        torch.cat([preprocess_for(model)(data / "images" / photo) for photo in ("misc/both.png", "coral/cat_720p.jpg")]),
+        [243, 281],
+    )
 
 
 def alike(a, b):
@@ -80,7 +105,9 @@ def both(name, model, x, asked, *args, base=None, **options):
 
 
 def public(module):
-    return {name for name in dir(module) if not name.startswith("_") and getattr(getattr(module, name), "__module__", "").startswith("torchcam")}
+    return {
+        name for name in dir(module) if not name.startswith("_") and getattr(getattr(module, name), "__module__", "").startswith("torchcam")
+    }
 
 
 def test_every_public_name_is_there_or_says_why_not():
@@ -180,9 +207,13 @@ def ran(script, **given):
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_script_runs_with_the_import_changed(script, resnet):
     model, x, _ = resnet
-    changed = SCRIPTS[script].replace("torchcam.methods", "gradcam_nb.compat.torchcam").replace("torchcam.utils", "gradcam_nb.compat.torchcam")
+    changed = (
+        SCRIPTS[script].replace("torchcam.methods", "gradcam_nb.compat.torchcam").replace("torchcam.utils", "gradcam_nb.compat.torchcam")
+    )
     there, here = ran(SCRIPTS[script], model=model, x=x), ran(changed, model=model, x=x)
-    assert len(there) == len(here) and all(alike(a, b) >= 0.999 and (a.detach() - b).abs().max() <= 0.02 * a.max() for a, b in zip(there, here))
+    assert len(there) == len(here) and all(
+        alike(a, b) >= 0.999 and (a.detach() - b).abs().max() <= 0.02 * a.max() for a, b in zip(there, here)
+    )
     assert not model._forward_pre_hooks
 
 
@@ -194,7 +225,9 @@ with LeGrad(model, list(model.encoder.layers)[-2:]) as cam_extractor:
     scores = model(x)
     results = cam_extractor(3, retain_graph=True) + cam_extractor([3, 4], normalized=False)
 """
-    there, here = (ran(script.replace("torchcam.methods", name), model=model, x=x) for name in ("torchcam.methods", "gradcam_nb.compat.torchcam"))
+    there, here = (
+        ran(script.replace("torchcam.methods", name), model=model, x=x) for name in ("torchcam.methods", "gradcam_nb.compat.torchcam")
+    )
     torch.testing.assert_close(here, [t.detach() for t in there], rtol=1e-3, atol=1e-5)
     with ours.LeGrad(model, "encoder.layers.encoder_layer_1", grid_shape=(2, 8)) as extractor:
         model(x)
@@ -212,7 +245,7 @@ with LeGrad(model, list(model.encoder.layers)[-2:]) as cam_extractor:
 def test_tokens_are_laid_out_by_their_transform_and_by_themselves(vit):
     model, x = vit
     laid = lambda t: t[:, 1:].unflatten(1, (4, 4)).permute(0, 3, 1, 2)
-    (there, here), = both("LayerCAM", model, x, {"class_idx": 3}, "encoder.layers.encoder_layer_1", reshape_transform=laid)
+    ((there, here),) = both("LayerCAM", model, x, {"class_idx": 3}, "encoder.layers.encoder_layer_1", reshape_transform=laid)
     assert alike(there, here) >= 0.999
     with ours.LayerCAM(model, "encoder.layers.encoder_layer_1") as extractor:
         model(x)
@@ -221,8 +254,10 @@ def test_tokens_are_laid_out_by_their_transform_and_by_themselves(vit):
 
 def test_films():
     torch.manual_seed(0)
-    model = torch.nn.Sequential(torch.nn.Conv3d(3, 8, 3, 2), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool3d(1), torch.nn.Flatten(), torch.nn.Linear(8, 4)).eval()
-    (there, here), = both("GradCAM", model, torch.randn(2, 3, 8, 20, 24), {"class_idx": 2}, input_shape=(3, 8, 20, 24))
+    model = torch.nn.Sequential(
+        torch.nn.Conv3d(3, 8, 3, 2), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool3d(1), torch.nn.Flatten(), torch.nn.Linear(8, 4)
+    ).eval()
+    ((there, here),) = both("GradCAM", model, torch.randn(2, 3, 8, 20, 24), {"class_idx": 2}, input_shape=(3, 8, 20, 24))
     assert alike(there, here) >= 0.999 and here.shape[1:] == (3, 9, 11)
 
 
@@ -242,25 +277,29 @@ def test_maps_are_theirs(name, request):
         "LayerCAM": both("LayerCAM", model, x, asked, [front, last]),
         "FinerCAM": both("FinerCAM", model, x, asked, last, base="LayerCAM", gamma=0.4, num_references=2),
         "RefineCAM": both("RefineCAM", model, x, asked, [front, last], base="LayerCAM"),
-        "SmoothGradCAMpp": both("SmoothGradCAMpp", model, x, {"targets": [lambda output, c=c: LOUD * output[c] for c in classes]}, last, 2, 1e-9),
+        "SmoothGradCAMpp": both(
+            "SmoothGradCAMpp", model, x, {"targets": [lambda output, c=c: LOUD * output[c] for c in classes]}, last, 2, 1e-9
+        ),
     }
     worst = {row: min(alike(a, b) for a, b in pairs) for row, pairs in table.items()}
     assert min(worst.values()) >= 0.999, worst
 
 
-@pytest.mark.parametrize("name, options", [("ScoreCAM", {}), ("SSCAM", {"num_samples": 2, "std": 1e-9}), ("ISCAM", {})], ids=["ScoreCAM", "SSCAM", "ISCAM"])
+@pytest.mark.parametrize(
+    "name, options", [("ScoreCAM", {}), ("SSCAM", {"num_samples": 2, "std": 1e-9}), ("ISCAM", {})], ids=["ScoreCAM", "SSCAM", "ISCAM"]
+)
 def test_score_maps_are_theirs_at_any_batch(name, options, tiny):
     model, x = tiny
-    (there, here), = both(name, model, x, {"class_idx": [3, 4]}, "3", **options)
+    ((there, here),) = both(name, model, x, {"class_idx": [3, 4]}, "3", **options)
     assert alike(there, here) >= 0.999
-    (_, small), = both(name, model, x, {"class_idx": [3, 4]}, "3", 7, **options)
+    ((_, small),) = both(name, model, x, {"class_idx": [3, 4]}, "3", 7, **options)
     torch.testing.assert_close(small, here, rtol=1e-3, atol=1e-4)
 
 
 def test_cam_over_a_convolution_as_the_linear_layer(tiny):
     """Rows of a layer that was named; without a name, only where the scores are made so."""
     model = torch.nn.Sequential(*tiny[0][:4], torch.nn.Conv2d(24, 10, 1), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()).eval()
-    (there, here), = both("CAM", model, tiny[1], {"class_idx": 3}, "3", model[4])
+    ((there, here),) = both("CAM", model, tiny[1], {"class_idx": 3}, "3", model[4])
     torch.testing.assert_close(here, there)
     with ours.CAM(model, "3") as extractor, pytest.raises(ValueError, match="no linear layer"):
         model(tiny[1])
@@ -321,7 +360,9 @@ def test_hooks_go_after_an_exception(tiny):
     assert not model._forward_pre_hooks
 
 
-@pytest.mark.parametrize("name, changed", [("module.3", torch.nn.DataParallel), ("3", lambda model: copy.deepcopy(model).double())], ids=["wrapped", "double"])
+@pytest.mark.parametrize(
+    "name, changed", [("module.3", torch.nn.DataParallel), ("3", lambda model: copy.deepcopy(model).double())], ids=["wrapped", "double"]
+)
 def test_wrapped_and_in_another_number_format(name, changed, tiny):
     model, x = tiny
     with ours.GradCAM(model, "3") as extractor:

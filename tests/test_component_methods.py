@@ -1,4 +1,5 @@
 """First components, FEM, CAM and FinerCAM against their formulas in plain numpy, and against scikit-learn."""
+
 import numpy as np
 import pytest
 import torch
@@ -17,6 +18,8 @@ from gradcam_nb.samples.networks import load
 from gradcam_nb.samples.scenes import TEST, scenes
 
 NETS = [("cnn", "layer4"), ("vit", "blocks.5.norm1")]
+
+
 def seen(name, layer, score=None):
     """A network, a scene, a class that is there; the layer's activations and the score's gradients, in double precision."""
     model, scene = load(f"scenes-{name}"), scenes(1, TEST + 2003)
@@ -24,7 +27,13 @@ def seen(name, layer, score=None):
     r = record(model, [layer], x, score or (lambda output: output[0, category]))
     laid = vit_reshape_transform if name == "vit" else lambda t: t
     module = model.get_submodule(layer)
-    return model, x, category, *(laid(kept[module][0])[0].detach().double().numpy() for kept in (r.activations, r.gradients)), r.output[0].numpy()
+    return (
+        model,
+        x,
+        category,
+        *(laid(kept[module][0])[0].detach().double().numpy() for kept in (r.activations, r.gradients)),
+        r.output[0].numpy(),
+    )
 
 
 def component(features, like=None):
@@ -43,7 +52,7 @@ def component(features, like=None):
 def strength(activations):
     """Each place's magnitude; where something is negative, its distance from the mean place."""
     if activations.min() >= 0:
-        return np.sqrt(np.sum(activations ** 2, axis=0))
+        return np.sqrt(np.sum(activations**2, axis=0))
     mean = activations.mean(tuple(range(1, activations.ndim)), keepdims=True)
     return np.sqrt(np.sum((activations - mean) ** 2, axis=0))
 

@@ -1,4 +1,5 @@
 """Detectors: candidates and targets against the detectors' own answers, and where the maps of a real one lie."""
+
 import threading
 from dataclasses import replace
 from functools import cache, partial
@@ -14,10 +15,10 @@ from gradcam_nb.core.cam import finish
 from gradcam_nb.imaging.read import read_image
 from gradcam_nb.methods.gradcam import GradCAM
 from gradcam_nb.methods.hirescam import HiResCAM
-from gradcam_nb.targets.box import BoxTarget
 from gradcam_nb.targets.before_suppression import BeforeSuppression
-from gradcam_nb.targets.faster_rcnn import FasterRCNNBoxScoreTarget
+from gradcam_nb.targets.box import BoxTarget
 from gradcam_nb.targets.candidates import detr_candidates, yolo_candidates, yolov8_candidates
+from gradcam_nb.targets.faster_rcnn import FasterRCNNBoxScoreTarget
 from gradcam_nb.targets.instance_mask import InstanceMaskTarget
 
 # ---------------------------------------------------------------- torchvision's six families, small and untrained
@@ -42,7 +43,10 @@ def built(family):
     return make(**UNTRAINED, **how).eval()
 
 
-def surest(found): return int(((found["boxes"][:, 2:] - found["boxes"][:, :2]).amin(1) > 4).nonzero()[0])  # an untrained FCOS also finds boxes without height
+def surest(found):
+    return int(
+        ((found["boxes"][:, 2:] - found["boxes"][:, :2]).amin(1) > 4).nonzero()[0]
+    )  # an untrained FCOS also finds boxes without height
 
 
 def pictures(*sizes):
@@ -85,7 +89,8 @@ def test_a_candidate_has_the_gradient_of_the_final_score(family):
 def test_explained_in_four_lines(family):
     detector, images = built(family), pictures((64, 64), (64, 64))
 
-    with torch.no_grad(): found = detector(images)
+    with torch.no_grad():
+        found = detector(images)
     cam = HiResCAM(BeforeSuppression(detector), f"detector.backbone.{FAMILIES[family][2]}")
     heat = cam(images, [BoxTarget.of(one, surest(one)) for one in found])
 
@@ -140,9 +145,12 @@ def test_two_threads_explain_with_one_detector():
 
     alone = [explain(i) for i in range(2)]
     threads = [threading.Thread(target=lambda i=i: together.update({i: explain(i)})) for i in range(2)]
-    for thread in threads: thread.start()
-    for thread in threads: thread.join()
-    for i in range(2): torch.testing.assert_close(together[i], alone[i])
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for i in range(2):
+        torch.testing.assert_close(together[i], alone[i])
 
 
 def test_the_mask_of_a_mask_rcnn():
@@ -162,16 +170,24 @@ def test_faster_rcnn_target_is_that_of_pytorch_grad_cam():
     generator, counted = torch.Generator().manual_seed(0), 0
     for _ in range(30):
         corner, side = 60 * torch.rand(12, 2, generator=generator), 20 + 20 * torch.rand(12, 2, generator=generator)
-        found = dict(boxes=torch.cat([corner, corner + side], 1), labels=torch.randint(1, 3, (12,), generator=generator), scores=torch.rand(12, generator=generator))
+        found = dict(
+            boxes=torch.cat([corner, corner + side], 1),
+            labels=torch.randint(1, 3, (12,), generator=generator),
+            scores=torch.rand(12, generator=generator),
+        )
         asked = found["boxes"][:5] + 4 * torch.randn(5, 4, generator=generator)
-        for leaf in ("boxes", "scores"): found[leaf].requires_grad_()
+        for leaf in ("boxes", "scores"):
+            found[leaf].requires_grad_()
         for threshold in (0.5, 0.7):
             a = FasterRCNNBoxScoreTarget(found["labels"][:5], asked, threshold)(found)
             b = theirs(found["labels"][:5], asked, threshold)(found)
             torch.testing.assert_close(a.reshape(1), b)
-            if not b.requires_grad: continue
+            if not b.requires_grad:
+                continue
             counted += 1
-            for ours, other in zip(torch.autograd.grad(a, [found["boxes"], found["scores"]]), torch.autograd.grad(b.sum(), [found["boxes"], found["scores"]])):
+            for ours, other in zip(
+                torch.autograd.grad(a, [found["boxes"], found["scores"]]), torch.autograd.grad(b.sum(), [found["boxes"], found["scores"]])
+            ):
                 torch.testing.assert_close(ours, other)
     assert counted > 30
 
@@ -189,28 +205,46 @@ def test_box_target_against_loops(own_boxes, objectness):
     for _ in range(20):
         shape = (15, classes) if own_boxes else (15,)
         corner = 30 * torch.rand(*shape, 2, generator=generator)
-        found = dict(boxes=torch.cat([corner, corner + 5 + 20 * torch.rand(*shape, 2, generator=generator)], -1), class_scores=torch.rand(15, classes, generator=generator), class_logits=torch.randn(15, classes, generator=generator))
-        if objectness: found["objectness"] = torch.rand(15, generator=generator)
+        found = dict(
+            boxes=torch.cat([corner, corner + 5 + 20 * torch.rand(*shape, 2, generator=generator)], -1),
+            class_scores=torch.rand(15, classes, generator=generator),
+            class_logits=torch.randn(15, classes, generator=generator),
+        )
+        if objectness:
+            found["objectness"] = torch.rand(15, generator=generator)
         box = found["boxes"][0].reshape(-1, 4)[0] + 1
         for label in (None, 1):
             best, where = -1, None
             for n in range(15):
                 for k in range(classes):
-                    if label not in (None, k): continue
+                    if label not in (None, k):
+                        continue
                     own = found["boxes"][n, k] if own_boxes else found["boxes"][n]
-                    value = iou(box.tolist(), own.tolist()) * found["class_scores"][n, k].item() * (found["objectness"][n].item() if objectness else 1)
-                    if value > best: best, where = value, (n, k, own)
+                    value = (
+                        iou(box.tolist(), own.tolist())
+                        * found["class_scores"][n, k].item()
+                        * (found["objectness"][n].item() if objectness else 1)
+                    )
+                    if value > best:
+                        best, where = value, (n, k, own)
             n, k, own = where
             score = found["class_scores"][n, k] * (found["objectness"][n] if objectness else 1)
             expected = {"class": found["class_logits"][n, k], "score": score, "coordinates": own.sum(), "top": own[1]}
-            if objectness: expected["objectness"] = found["objectness"][n]
-            for what, value in expected.items(): torch.testing.assert_close(BoxTarget(box, label, what)(found), value)
+            if objectness:
+                expected["objectness"] = found["objectness"][n]
+            for what, value in expected.items():
+                torch.testing.assert_close(BoxTarget(box, label, what)(found), value)
 
 
 def test_heads_against_torchvisions_conversion():
     rows = torch.rand(9, 12)
     corners = ops.box_convert(rows[:, :4], "cxcywh", "xyxy")
-    for candidates in (yolo_candidates(rows), yolo_candidates((rows, [rows])), yolov8_candidates(rows.T), detr_candidates(dict(pred_boxes=rows[:, :4], logits=rows[:, 4:]))):
+    for candidates in (
+        yolo_candidates(rows),
+        yolo_candidates((rows, [rows])),
+        yolov8_candidates(rows.T),
+        detr_candidates(dict(pred_boxes=rows[:, :4], logits=rows[:, 4:])),
+    ):
         torch.testing.assert_close(candidates["boxes"], corners)
     on_picture = detr_candidates(dict(pred_boxes=rows[:, :4], pred_logits=rows[:, 4:]), (30, 50))
     torch.testing.assert_close(on_picture["boxes"], corners * torch.tensor([50, 30, 50, 30]))
@@ -220,16 +254,35 @@ def test_heads_against_torchvisions_conversion():
 def test_a_detr_of_hugging_face():
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
-    backbone = transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8, 8, 16, 16], depths=[1, 1, 1, 1], layer_type="basic", out_features=["stage4"])
-    small = dict(d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=16, decoder_ffn_dim=16)
-    config = transformers.DetrConfig(use_timm_backbone=False, backbone=None, use_pretrained_backbone=False, backbone_config=backbone, num_queries=6, num_labels=4, **small)
+    backbone = transformers.ResNetConfig(
+        embedding_size=8, hidden_sizes=[8, 8, 16, 16], depths=[1, 1, 1, 1], layer_type="basic", out_features=["stage4"]
+    )
+    small = dict(
+        d_model=16,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=16,
+        decoder_ffn_dim=16,
+    )
+    config = transformers.DetrConfig(
+        use_timm_backbone=False,
+        backbone=None,
+        use_pretrained_backbone=False,
+        backbone_config=backbone,
+        num_queries=6,
+        num_labels=4,
+        **small,
+    )
     detr, x = transformers.DetrForObjectDetection(config).eval(), torch.rand(2, 3, 96, 128)
     candidates = partial(detr_candidates, size=(96, 128))
     with torch.no_grad():
         output = detr(x)
     boxes = ops.box_convert(output.pred_boxes[:, 2], "cxcywh", "xyxy") * torch.tensor([128, 96, 128, 96])
     targets = [BoxTarget(box, 1, candidates=candidates) for box in boxes]
-    for i, target in enumerate(targets): assert target(dict(logits=output.logits[i], pred_boxes=output.pred_boxes[i])) in output.logits[i, :, 1]
+    for i, target in enumerate(targets):
+        assert target(dict(logits=output.logits[i], pred_boxes=output.pred_boxes[i])) in output.logits[i, :, 1]
     for layer in ("model.encoder", None):
         heat = HiResCAM(detr, layer)(x, targets)
         assert heat.shape == (2, 96, 128) and (heat.amax((1, 2)) == 1).all()
@@ -263,7 +316,8 @@ def seen(detector, path):
     return x, (h, w), scale, found, ((found["boxes"][:, 2:] - found["boxes"][:, :2]).prod(1) > 96 * 96).nonzero().flatten().tolist()
 
 
-def photos(data): return [data / "images/misc/both.png", *sorted((data / "images/coco").glob("*.jpg"))]
+def photos(data):
+    return [data / "images/misc/both.png", *sorted((data / "images/coco").glob("*.jpg"))]
 
 
 def test_every_box_of_yolox_is_a_candidate(yolox, data):
@@ -291,7 +345,8 @@ def test_where_the_maps_of_a_real_detector_lie(yolox, data):
     shares, covered, asked = {}, [], 0
     for path in photos(data):
         x, size, scale, found, large = seen(detector, path)
-        if not large: continue
+        if not large:
+            continue
         targets = [BoxTarget(found["boxes"][i] * scale, int(found["labels"][i]), candidates=yolo_candidates) for i in large]
         run = HiResCAM(raw, NECK + BACKBONE).run(x, targets, many=True)
         for k, target in enumerate(targets):

@@ -1,4 +1,5 @@
 """record and replay over architectures, number formats and wrappers: the slow, plain form beside ours."""
+
 import copy
 
 import pytest
@@ -13,12 +14,28 @@ from gradcam_nb.engine.replay import replay
 torch.manual_seed(0)
 MODELS = {
     "resnet50": (lambda: torchvision.models.resnet50(num_classes=10), 64, ["layer2.1", "layer4.0.conv3", "layer4.2.bn3"]),
-    "densenet121": (lambda: torchvision.models.densenet121(num_classes=10), 64, ["features.denseblock3", "features.denseblock4.denselayer7.norm2"]),
+    "densenet121": (
+        lambda: torchvision.models.densenet121(num_classes=10),
+        64,
+        ["features.denseblock3", "features.denseblock4.denselayer7.norm2"],
+    ),
     "mobilenet_v2": (lambda: torchvision.models.mobilenet_v2(num_classes=10), 64, ["features.14.conv.0.1", "features"]),
     "googlenet": (lambda: torchvision.models.googlenet(num_classes=10, init_weights=False), 64, ["inception5a.branch2.0", "inception5b"]),
-    "vit": (lambda: timm.create_model("vit_tiny_patch16_224", depth=4, num_classes=10), 224, ["blocks.1.attn.qkv", "blocks.2.mlp.fc1", "blocks.3.norm1"]),
-    "vit torchvision": (lambda: torchvision.models.VisionTransformer(64, 16, 3, 2, 48, 96, num_classes=10), 64, ["encoder.layers.encoder_layer_1.ln_1"]),
-    "swin timm": (lambda: timm.create_model("swin_tiny_patch4_window7_224", depths=(1, 1, 2, 1), num_classes=10), 224, ["layers.2.blocks.1.attn", "layers.3.blocks.0.norm2"]),
+    "vit": (
+        lambda: timm.create_model("vit_tiny_patch16_224", depth=4, num_classes=10),
+        224,
+        ["blocks.1.attn.qkv", "blocks.2.mlp.fc1", "blocks.3.norm1"],
+    ),
+    "vit torchvision": (
+        lambda: torchvision.models.VisionTransformer(64, 16, 3, 2, 48, 96, num_classes=10),
+        64,
+        ["encoder.layers.encoder_layer_1.ln_1"],
+    ),
+    "swin timm": (
+        lambda: timm.create_model("swin_tiny_patch4_window7_224", depths=(1, 1, 2, 1), num_classes=10),
+        224,
+        ["layers.2.blocks.1.attn", "layers.3.blocks.0.norm2"],
+    ),
     "swin torchvision": (lambda: torchvision.models.swin_t(num_classes=10), 64, ["features.5.3.attn", "features.7"]),
     "convnext": (lambda: timm.create_model("convnext_atto", num_classes=10), 64, ["stages.3.downsample.1", "stages.2"]),
     "u-net": (lambda: __import__("gradcam_nb.samples.networks", fromlist=["build"]).build("scenes-unet"), 64, ["encoder.1", "decoder.0"]),
@@ -150,7 +167,12 @@ def test_replay_computes_nothing_that_does_not_depend_on_the_layer(name, layer):
     replayed = outputs_of_parts(model, lambda: replay(r, module, changed))
     names = {m: n for n, m in model.named_modules()}
     assert len(replayed) < len(plain)
-    wasted = [names[m] for m, outs in replayed.items() for o in outs if any(o.shape == p.shape and torch.allclose(o, p, rtol=1e-5, atol=0) for p in plain[m])]
+    wasted = [
+        names[m]
+        for m, outs in replayed.items()
+        for o in outs
+        if any(o.shape == p.shape and torch.allclose(o, p, rtol=1e-5, atol=0) for p in plain[m])
+    ]
     assert not wasted
 
 

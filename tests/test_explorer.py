@@ -1,4 +1,5 @@
 """The explorer without a browser: what a click would do, a trait does; every task, every way to bring a picture."""
+
 import io
 import subprocess
 import sys
@@ -123,7 +124,15 @@ def test_path_upload_and_sample(tmp_path, monkeypatch):
     panel.sample.value = "scene:5"
     panel.worker.wait()
     assert panel.session.sources == ["'scene:5'"]
-    panel.upload.value = [dict(name="mine.png", type="image/png", size=1, content=memoryview((tmp_path / "mine.png").read_bytes()), last_modified=datetime.now())]
+    panel.upload.value = [
+        dict(
+            name="mine.png",
+            type="image/png",
+            size=1,
+            content=memoryview((tmp_path / "mine.png").read_bytes()),
+            last_modified=datetime.now(),
+        )
+    ]
     panel.worker.wait()
     assert torch.equal(panel.explanation.heat_map, from_path)
     same_map({}, panel)

@@ -1,4 +1,5 @@
 """Mistakes found in other libraries, one test each; the numbers are those of the field's list."""
+
 import copy
 import gc
 import warnings
@@ -11,15 +12,30 @@ import torch.nn.functional as F
 import torchvision
 from torch import nn
 
-from gradcam_nb import EigenCAM, EigenGradCAM, FinerCAM, FullGrad, GradCAM, GradCAMPlusPlus, GuidedBackpropReLUModel, GuidedGradCAM, KPCA_CAM, RefineCAM, SegEigenCAM, XGradCAM, record, show_factorization_on_image
+from gradcam_nb import (
+    KPCA_CAM,
+    EigenCAM,
+    EigenGradCAM,
+    FinerCAM,
+    FullGrad,
+    GradCAM,
+    GradCAMPlusPlus,
+    GuidedBackpropReLUModel,
+    GuidedGradCAM,
+    RefineCAM,
+    SegEigenCAM,
+    XGradCAM,
+    record,
+    show_factorization_on_image,
+)
 from gradcam_nb.core.heatmap import normalize, positive
-from gradcam_nb.methods.scorecam import ScoreCAM
 from gradcam_nb.methods.ablationcam import AblationCAM
+from gradcam_nb.methods.scorecam import ScoreCAM
 from gradcam_nb.methods.shapleycam import ShapleyCAM
 from gradcam_nb.samples.networks import load
 from gradcam_nb.samples.scenes import TEST, scenes
-from gradcam_nb.targets.resolve import each_score
 from gradcam_nb.targets.residual_softmax import ClassifierOutputReST
+from gradcam_nb.targets.resolve import each_score
 
 
 @pytest.fixture(scope="module")
@@ -228,7 +244,8 @@ class Rectifies(nn.Module):
         torch.manual_seed(0)
         self.a, self.b, self.head, self.relu = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Linear(8, 4), relu
 
-    def forward(self, x): return self.head(self.relu(self.b(self.relu(self.a(x)))).mean((2, 3)))
+    def forward(self, x):
+        return self.head(self.relu(self.b(self.relu(self.a(x)))).mean((2, 3)))
 
 
 RELUS = [F.relu, lambda t: F.relu(t, inplace=True), torch.relu, torch.relu_, lambda t: t.relu(), lambda t: t.relu_(), nn.ReLU(inplace=True)]
@@ -319,6 +336,10 @@ def test_14_shapleycam_takes_several_layers(seen):
         for name in layers:
             layer, alone = model.get_submodule(name), ShapleyCAM(model, name).run(x, target)
             assert torch.allclose(run.record.gradients[layer][0], alone.record.gradients[layer][0], rtol=1e-4, atol=1e-6)
-            assert not torch.allclose(alone.record.gradients[layer][0], record(model, [name], x, lambda y: sum(y[i, c] for i, c in enumerate(target))).gradients[layer][0], rtol=1e-2)
+            assert not torch.allclose(
+                alone.record.gradients[layer][0],
+                record(model, [name], x, lambda y: sum(y[i, c] for i, c in enumerate(target))).gradients[layer][0],
+                rtol=1e-2,
+            )
         heats = torch.stack([ShapleyCAM(model, name)(x, target) for name in layers]).mean(0)
         assert torch.allclose(ShapleyCAM(model, layers)(x, target), heats / heats.flatten(1).amax(1)[:, None, None], atol=1e-4)

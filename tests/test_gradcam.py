@@ -1,4 +1,5 @@
 """GradCAM against its formula in plain numpy, on real photos and on scenes."""
+
 import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace

@@ -1,4 +1,5 @@
 """The house keeps its floors: who imports whom, what importing loads, what the book holds."""
+
 import ast
 import contextlib
 import io
@@ -134,7 +135,9 @@ def test_notebook(path, monkeypatch):
                 assert link.startswith("http") or (path.parent / link).exists(), f"{link} leads nowhere"
         for output in cell.get("outputs", []):
             assert output.get("name") != "stderr"
-            assert not re.search(r"/(root|home|tmp|work)/", json.dumps(output.get("text", "")) + json.dumps(output.get("data", {}).get("text/plain", "")))
+            assert not re.search(
+                r"/(root|home|tmp|work)/", json.dumps(output.get("text", "")) + json.dumps(output.get("data", {}).get("text/plain", ""))
+            )
     monkeypatch.chdir(path.parent)
     written = filtered(path)
     no_directive_is_left(written)
@@ -170,13 +173,25 @@ def test_a_slider_needs_no_kernel(monkeypatch):
     kinds = {widget["model_name"]: widget["state"] for widget in states}
     assert kinds["LinkModel"]["source"][1] == "value" and kinds["LinkModel"]["target"][1] == "selected_index"
     assert len(kinds["StackModel"]["children"]) == 24
-    shown = [output for cell in page["cells"] for output in cell.get("outputs", []) if "application/vnd.jupyter.widget-view+json" in output.get("data", {})]
+    shown = [
+        output
+        for cell in page["cells"]
+        for output in cell.get("outputs", [])
+        if "application/vnd.jupyter.widget-view+json" in output.get("data", {})
+    ]
     assert len(shown) == 1
 
 
 def test_the_filter_is_a_command():
     path = ROOT / "nbs/targets/classifier.ipynb"
-    done = subprocess.run([Path(sys.executable).with_name("gradcam-nb-filter")], input=path.read_text(), capture_output=True, text=True, cwd=path.parent, check=True)
+    done = subprocess.run(
+        [Path(sys.executable).with_name("gradcam-nb-filter")],
+        input=path.read_text(),
+        capture_output=True,
+        text=True,
+        cwd=path.parent,
+        check=True,
+    )
     no_directive_is_left(done.stdout)
 
 

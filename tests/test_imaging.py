@@ -1,4 +1,5 @@
 """Truths of the room `imaging`: equal to timm, torchvision and grad-cam, right geometry, untouched inputs, plain errors."""
+
 import subprocess
 import sys
 import warnings
@@ -144,23 +145,17 @@ def test_preprocess_equals_every_torchvision_classifier():
             theirs = weights.transforms()
             if repr(theirs) not in seen:
                 seen.add(repr(theirs))
-                torch.testing.assert_close(
-                    preprocess_for(torch.nn.Identity(), weights)(picture)[0], theirs(picture), rtol=0, atol=1e-6
-                )
+                torch.testing.assert_close(preprocess_for(torch.nn.Identity(), weights)(picture)[0], theirs(picture), rtol=0, atol=1e-6)
     assert len(seen) > 15
 
 
 @pytest.mark.parametrize("crop, resize", [(93, 128), (224, 232), (105, 117), (123, 200)])
 def test_weights_whose_quotient_rounds(crop, resize):
     class Weights:
-        transforms = staticmethod(
-            lambda: torchvision.transforms._presets.ImageClassification(crop_size=crop, resize_size=resize)
-        )
+        transforms = staticmethod(lambda: torchvision.transforms._presets.ImageClassification(crop_size=crop, resize_size=resize))
 
     picture = noise(150, 210)
-    torch.testing.assert_close(
-        preprocess_for(torch.nn.Identity(), Weights)(picture)[0], Weights.transforms()(picture), rtol=0, atol=1e-6
-    )
+    torch.testing.assert_close(preprocess_for(torch.nn.Identity(), Weights)(picture)[0], Weights.transforms()(picture), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["test_vit", "test_resnet", "test_convnext"])
@@ -208,8 +203,16 @@ def test_undo_gives_what_region_says(size, resize, shape):
 
 
 @pytest.mark.parametrize("size", [(300, 180), (181, 303), (97, 97), (57, 33), (641, 480), (1001, 399)])
-@pytest.mark.parametrize("pre", [Preprocess((160, 160)), Preprocess((224, 224), crop_pct=1.0), Preprocess((96, 144)),
-                                 Preprocess((160, 160), resize="squash"), Preprocess((100, 100), resize="squash", crop_pct=0.8)])
+@pytest.mark.parametrize(
+    "pre",
+    [
+        Preprocess((160, 160)),
+        Preprocess((224, 224), crop_pct=1.0),
+        Preprocess((96, 144)),
+        Preprocess((160, 160), resize="squash"),
+        Preprocess((100, 100), resize="squash", crop_pct=0.8),
+    ],
+)
 def test_a_dot_lands_on_the_right_pixel(size, pre):
     "A dot on the picture is found in the tensor, a map is put there, and its paint is on the dot again."
     width, height = size
@@ -308,8 +311,12 @@ def test_show_cam_on_image_errors():
     img, mask = np.zeros((4, 5, 3), np.float32), np.zeros((4, 5), np.float32)
     assert show_cam_on_image(img, mask, image_weight=1.0).max() == 0  # theirs divides zero by zero here
     for change, words in [
-        (dict(img=img + 255), "img / 255"), (dict(mask=mask * np.nan), "NaN"), (dict(mask=mask[:2]), "one size"),
-        (dict(img=img[..., 0]), "height x width x 3"), (dict(image_weight=2), "image_weight"), (dict(colormap=-7), "colormap"),
+        (dict(img=img + 255), "img / 255"),
+        (dict(mask=mask * np.nan), "NaN"),
+        (dict(mask=mask[:2]), "one size"),
+        (dict(img=img[..., 0]), "height x width x 3"),
+        (dict(image_weight=2), "image_weight"),
+        (dict(colormap=-7), "colormap"),
     ]:
         with pytest.raises(ValueError, match=words):
             show_cam_on_image(**(dict(img=img, mask=mask) | change))
@@ -340,8 +347,11 @@ def test_grid_layout_titles_and_no_pyplot_state():
 
 def test_grid_errors():
     for pictures, options, error, words in [
-        ([], {}, ValueError, "empty"), ("a.png", {}, TypeError, "list"), ([torch.ones(3, 3) * 2], {}, ValueError, r"pictures\[0\]"),
-        ([noise(9, 9), None], {}, TypeError, r"pictures\[1\]"), ([noise(9, 9)], dict(titles=["a", "b"]), ValueError, "titles"),
+        ([], {}, ValueError, "empty"),
+        ("a.png", {}, TypeError, "list"),
+        ([torch.ones(3, 3) * 2], {}, ValueError, r"pictures\[0\]"),
+        ([noise(9, 9), None], {}, TypeError, r"pictures\[1\]"),
+        ([noise(9, 9)], dict(titles=["a", "b"]), ValueError, "titles"),
         ([noise(9, 9)], dict(columns=0), ValueError, "columns"),
     ]:
         with pytest.raises(error, match=words):
@@ -361,7 +371,9 @@ def test_boxes_are_the_rectangles_that_were_drawn():
         heat_map[y0:y1, x0 + 30 : x1 + 30] = 0.3
         assert to_boxes(heat_map).tolist() == [[x0, y0, x1, y1], [x0 + 30, y0, x1 + 30, y1]]
         assert to_mask(heat_map).sum() == 2 * (x1 - x0) * (y1 - y0)
-        assert torch.equal(torchvision.ops.masks_to_boxes(to_mask(heat_map, 0.9)[None])[0].long(), to_boxes(heat_map, 0.9)[0] - torch.tensor([0, 0, 1, 1]))
+        assert torch.equal(
+            torchvision.ops.masks_to_boxes(to_mask(heat_map, 0.9)[None])[0].long(), to_boxes(heat_map, 0.9)[0] - torch.tensor([0, 0, 1, 1])
+        )
 
 
 def test_masks_of_batches_and_of_nothing():

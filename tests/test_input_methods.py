@@ -1,4 +1,5 @@
 """Methods at the input and their neighbours: FullGrad, guided backpropagation, factorization, RefineCAM, Sobel."""
+
 import copy
 from concurrent.futures import ThreadPoolExecutor
 
@@ -11,7 +12,13 @@ from torch import nn
 
 from gradcam_nb.engine.record import record
 from gradcam_nb.engine.visit import FromInput
-from gradcam_nb.methods.deep_feature_factorization import DeepFeatureFactorization, create_labels_legend, dff, run_dff_on_image, show_factorization_on_image
+from gradcam_nb.methods.deep_feature_factorization import (
+    DeepFeatureFactorization,
+    create_labels_legend,
+    dff,
+    run_dff_on_image,
+    show_factorization_on_image,
+)
 from gradcam_nb.methods.fullgrad import FullGrad, layer_bias
 from gradcam_nb.methods.guided_backprop import GuidedBackpropReLUModel
 from gradcam_nb.methods.guided_gradcam import GuidedGradCAM
@@ -19,7 +26,6 @@ from gradcam_nb.methods.refinecam import RefineCAM
 from gradcam_nb.methods.sobel import Sobel, sobel_cam
 from gradcam_nb.samples.networks import load
 from gradcam_nb.samples.scenes import TEST, scenes
-
 
 SCENES = [("cnn", "layer4"), ("vit", "blocks.5.norm1")]
 
@@ -182,7 +188,11 @@ def numpy_layer(m, x):
     (pad, _), (step, _), (gap, _), w = m.padding, m.stride, m.dilation, m.weight.detach().numpy().astype(float)
     wide = np.pad(x, ((0, 0), (pad, pad), (pad, pad)))
     places = [(n + 2 * pad - gap * (w.shape[2] - 1) - 1) // step + 1 for n in x.shape[1:]]
-    windows = {(i, j): (slice(None), *(slice(gap * o, gap * o + step * (n - 1) + 1, step) for o, n in zip((i, j), places))) for i in range(w.shape[2]) for j in range(w.shape[3])}
+    windows = {
+        (i, j): (slice(None), *(slice(gap * o, gap * o + step * (n - 1) + 1, step) for o, n in zip((i, j), places)))
+        for i in range(w.shape[2])
+        for j in range(w.shape[3])
+    }
 
     def back(g):
         total = np.zeros_like(wide)
@@ -216,7 +226,12 @@ def numpy_block(b, x):
 
 def guided_cnn(model, x, category):
     """All of scenes-cnn in numpy: convolutions, norms, ReLUs, blocks, and the mean in front of the classifier."""
-    layers = [*model.conv1, model.bn1, model.act1, *(block for stage in (model.layer1, model.layer2, model.layer3, model.layer4) for block in stage)]
+    layers = [
+        *model.conv1,
+        model.bn1,
+        model.act1,
+        *(block for stage in (model.layer1, model.layer2, model.layer3, model.layer4) for block in stage),
+    ]
     a, back = numpy_chain(layers, x[0].double().numpy())
     return back(np.broadcast_to(model.fc.weight[category].detach().double().numpy()[:, None, None] / a[0].size, a.shape))
 

@@ -1,12 +1,24 @@
 """Embeddings, texts and written words as targets: small models of transformers with random weights, and the models' own numbers as oracle."""
+
 import copy
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import (CLIPConfig, CLIPModel, CLIPVisionConfig, CLIPVisionModelWithProjection, Dinov2Config, Dinov2Model, LlamaConfig, LlavaConfig,
-                          LlavaForConditionalGeneration, SiglipConfig, SiglipModel)
+from transformers import (
+    CLIPConfig,
+    CLIPModel,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
+    Dinov2Config,
+    Dinov2Model,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    SiglipConfig,
+    SiglipModel,
+)
 
 from gradcam_nb import FinerCAM, GradCAM, GradECLIP, HiResCAM, LayerCAM, LeGrad, ReciproCAM, explain, list_layers, record
 from gradcam_nb.imaging.preprocess import Preprocess
@@ -22,7 +34,10 @@ LAYER = "model.vision_model.encoder.layers.1.layer_norm1"
 
 
 def prompts():
-    return dict(input_ids=torch.tensor([[1, 5, 6, 98], [1, 7, 98, 98], [1, 8, 9, 98]]), attention_mask=torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0], [1, 1, 1, 1]]))
+    return dict(
+        input_ids=torch.tensor([[1, 5, 6, 98], [1, 7, 98, 98], [1, 8, 9, 98]]),
+        attention_mask=torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0], [1, 1, 1, 1]]),
+    )
 
 
 def built(kind):
@@ -38,7 +53,16 @@ class OpenClip(nn.Module):
     def __init__(self, bias=None):
         super().__init__()
         torch.manual_seed(1)
-        self.visual = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, stride=2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(), nn.Linear(8, 16))
+        self.visual = nn.Sequential(
+            nn.Conv2d(3, 8, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(8, 8, 3, stride=2),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Dropout(),
+            nn.Linear(8, 16),
+        )
         self.transformer = nn.Sequential(nn.Embedding(99, 16), nn.Dropout())
         self.logit_scale, self.logit_bias = nn.Parameter(torch.tensor(3.0)), bias if bias is None else nn.Parameter(torch.tensor(bias))
 
@@ -50,6 +74,7 @@ class OpenClip(nn.Module):
 
 
 # ---------------------------------------------------------------- image and text
+
 
 @pytest.mark.parametrize("kind", ["clip", "siglip"])
 def test_the_classifier_is_the_model(kind):
@@ -64,8 +89,15 @@ def test_the_classifier_is_the_model(kind):
     assert torch.allclose(mine.gradients[layer][0], own.gradients[layer][0], rtol=1e-3, atol=1e-5) and own.gradients[layer][0].any()
 
 
-@pytest.mark.parametrize("kind, method", [(kind, method) for kind in ("clip", "siglip") for method in (GradCAM, HiResCAM, LayerCAM, FinerCAM, LeGrad, GradECLIP, ReciproCAM)
-                                          if (kind, method) != ("siglip", GradECLIP)])  # SigLIP pools by an attention of its own, and has no class token
+@pytest.mark.parametrize(
+    "kind, method",
+    [
+        (kind, method)
+        for kind in ("clip", "siglip")
+        for method in (GradCAM, HiResCAM, LayerCAM, FinerCAM, LeGrad, GradECLIP, ReciproCAM)
+        if (kind, method) != ("siglip", GradECLIP)
+    ],
+)  # SigLIP pools by an attention of its own, and has no class token
 def test_every_method_and_an_int(kind, method):
     x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(2))
     how = dict(progress=False) if method is ReciproCAM else {}
@@ -82,7 +114,9 @@ def test_texts_are_encoded_once_without_a_trace():
     model.transformer.register_forward_hook(lambda *_: calls.append(1))
     classifier = ImageTextClassifier(model, torch.tensor([[1, 2], [3, 4]]))
     assert [m.training for m in model.modules()] == flags and len(calls) == 1
-    assert torch.allclose(classifier.text_features, F.normalize(model.transformer[0](torch.tensor([[1, 2], [3, 4]])).mean(1), dim=-1))  # no dropout
+    assert torch.allclose(
+        classifier.text_features, F.normalize(model.transformer[0](torch.tensor([[1, 2], [3, 4]])).mean(1), dim=-1)
+    )  # no dropout
     GradCAM(classifier, "model.visual.3")(torch.randn(2, 3, 16, 16), 0)
     assert len(calls) == 1 and not classifier.text_features.requires_grad and all(p.grad is None for p in model.parameters())
     assert "text_features" in dict(classifier.named_buffers()) and classifier.half().text_features.dtype == torch.float16
@@ -119,25 +153,34 @@ def test_older_transformers_give_tensors():
 
 
 def test_explain_by_the_name_of_a_text():
-    named = explain(scene(TEST).image, ImageTextClassifier(built("clip"), prompts(), ["a dog", "a cat", "a car"]), target="a cat", layer=LAYER, preprocess=Preprocess((32, 32), resize="squash"))
+    named = explain(
+        scene(TEST).image,
+        ImageTextClassifier(built("clip"), prompts(), ["a dog", "a cat", "a car"]),
+        target="a cat",
+        layer=LAYER,
+        preprocess=Preprocess((32, 32), resize="squash"),
+    )
     assert named.target.name == "a cat" and named.heat_map.shape == (32, 32)
 
 
-@pytest.mark.parametrize("make, error, message", [
-    (lambda: ImageTextClassifier(nn.Linear(2, 2), prompts()), TypeError, "get_image_features"),
-    (lambda: ImageTextClassifier(built("clip"), prompts()["input_ids"]), TypeError, "a dict with input_ids"),
-    (lambda: ImageTextClassifier(OpenClip(), prompts()), TypeError, "a tensor of token numbers"),
-    (lambda: ImageTextClassifier(OpenClip(), torch.randn(16)), ValueError, "K × D"),
-    (lambda: ImageTextClassifier(OpenClip(), torch.randn(3, 16), ["a"]), ValueError, "1 names for 3 texts"),
-    (lambda: SimilarityTarget(torch.zeros(3)), ValueError, "no direction"),
-    (lambda: SimilarityTarget(torch.ones(3), mean=torch.ones(3)), ValueError, "no direction"),
-    (lambda: SimilarityTarget(torch.ones(3))(torch.ones(4)), ValueError, "same model"),
-    (lambda: SimilarityTarget(torch.ones(3))(torch.ones(3, 7, 7)), ValueError, "no embedding of shape D"),
-    (lambda: SimilarityTarget(torch.ones(3))({}), ValueError, "no embedding of shape D"),
-    (lambda: GeneratedTokenTarget(9)(torch.ones(4, 9)), ValueError, "pass 0 to 8"),
-    (lambda: GeneratedTokenTarget(1, 4)(torch.ones(4, 9)), ValueError, "pass -4 to 3"),
-    (lambda: GeneratedTokenTarget(1)(torch.ones(4)), ValueError, "T × V"),
-])
+@pytest.mark.parametrize(
+    "make, error, message",
+    [
+        (lambda: ImageTextClassifier(nn.Linear(2, 2), prompts()), TypeError, "get_image_features"),
+        (lambda: ImageTextClassifier(built("clip"), prompts()["input_ids"]), TypeError, "a dict with input_ids"),
+        (lambda: ImageTextClassifier(OpenClip(), prompts()), TypeError, "a tensor of token numbers"),
+        (lambda: ImageTextClassifier(OpenClip(), torch.randn(16)), ValueError, "K × D"),
+        (lambda: ImageTextClassifier(OpenClip(), torch.randn(3, 16), ["a"]), ValueError, "1 names for 3 texts"),
+        (lambda: SimilarityTarget(torch.zeros(3)), ValueError, "no direction"),
+        (lambda: SimilarityTarget(torch.ones(3), mean=torch.ones(3)), ValueError, "no direction"),
+        (lambda: SimilarityTarget(torch.ones(3))(torch.ones(4)), ValueError, "same model"),
+        (lambda: SimilarityTarget(torch.ones(3))(torch.ones(3, 7, 7)), ValueError, "no embedding of shape D"),
+        (lambda: SimilarityTarget(torch.ones(3))({}), ValueError, "no embedding of shape D"),
+        (lambda: GeneratedTokenTarget(9)(torch.ones(4, 9)), ValueError, "pass 0 to 8"),
+        (lambda: GeneratedTokenTarget(1, 4)(torch.ones(4, 9)), ValueError, "pass -4 to 3"),
+        (lambda: GeneratedTokenTarget(1)(torch.ones(4)), ValueError, "T × V"),
+    ],
+)
 def test_errors_are_one_line(make, error, message):
     with pytest.raises(error) as caught:
         make()
@@ -145,6 +188,7 @@ def test_errors_are_one_line(make, error, message):
 
 
 # ---------------------------------------------------------------- similarity
+
 
 def test_cosine():
     torch.manual_seed(0)
@@ -162,7 +206,10 @@ def test_embeddings_of_transformers():
     torch.manual_seed(0)
     tower = CLIPVisionModelWithProjection(CLIPVisionConfig(**VISION, projection_dim=16)).eval()
     dino = Dinov2Model(Dinov2Config(**{k: v for k, v in VISION.items() if k != "intermediate_size"})).eval()
-    for model, name, layer in ((tower, "image_embeds", "vision_model.encoder.layers.1.layer_norm1"), (dino, "pooler_output", "encoder.layer.1.norm1")):
+    for model, name, layer in (
+        (tower, "image_embeds", "vision_model.encoder.layers.1.layer_norm1"),
+        (dino, "pooler_output", "encoder.layer.1.norm1"),
+    ):
         with torch.no_grad():
             output = model(x)
         assert torch.equal(embedding_of({key: value[0] for key, value in output.items()}), output[name][0])
@@ -191,6 +238,7 @@ def test_what_two_scenes_have_in_common():
 
 def test_names_are_a_text_encoder():
     """The scenes' network taken apart into two encoders: asked for a name, the peak lies on the object."""
+
     class Two(OpenClip):
         def __init__(self):
             super().__init__()
@@ -206,13 +254,16 @@ def test_names_are_a_text_encoder():
 
 # ---------------------------------------------------------------- a written word
 
+
 @pytest.fixture(scope="module")
 def llava():
     """A LLaVA with random weights: two pictures of 16 patches, and a prompt with three tokens behind them."""
     torch.manual_seed(0)
     vision = CLIPVisionConfig(**VISION | dict(num_hidden_layers=3))
     text = LlamaConfig(**SIZE, vocab_size=64, num_key_value_heads=4, max_position_embeddings=64, pad_token_id=0)
-    model = LlavaForConditionalGeneration(LlavaConfig(vision_config=vision, text_config=text, image_token_index=63, image_seq_length=16)).eval()
+    model = LlavaForConditionalGeneration(
+        LlavaConfig(vision_config=vision, text_config=text, image_token_index=63, image_seq_length=16)
+    ).eval()
     tokens = torch.tensor([[1, *[63] * 16, 5, 6, 7], [1, *[63] * 16, 8, 9, 4]])
     return model, dict(pixel_values=torch.randn(2, 3, 32, 32), input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False)
 
@@ -247,15 +298,26 @@ def test_a_token_by_hand(llava):
     """The projector's gradient without the engine: the same word, from the same patches."""
     model, inputs = llava
     for probability in (False, True):
-        r = record(model, ["model.multi_modal_projector"], inputs, lambda output: GeneratedTokenTarget(9, -2, probability)(dict(logits=output.logits[0])))
+        r = record(
+            model,
+            ["model.multi_modal_projector"],
+            inputs,
+            lambda output: GeneratedTokenTarget(9, -2, probability)(dict(logits=output.logits[0])),
+        )
         kept = []
-        handle = model.model.multi_modal_projector.register_forward_hook(lambda module, args, output: kept.append(output.detach().requires_grad_()) or kept[0])
+        handle = model.model.multi_modal_projector.register_forward_hook(
+            lambda module, args, output: kept.append(output.detach().requires_grad_()) or kept[0]
+        )
         try:
             logits = model(**inputs).logits[0, -2]
         finally:
             handle.remove()
-        expected, = torch.autograd.grad((logits.log_softmax(-1) if probability else logits)[9], kept[0])
-        assert torch.allclose(r.gradients[model.model.multi_modal_projector][0], expected, atol=1e-6) and expected[0].any() and not expected[1].any()
+        (expected,) = torch.autograd.grad((logits.log_softmax(-1) if probability else logits)[9], kept[0])
+        assert (
+            torch.allclose(r.gradients[model.model.multi_modal_projector][0], expected, atol=1e-6)
+            and expected[0].any()
+            and not expected[1].any()
+        )
 
 
 def test_the_token_it_would_write(llava):

@@ -1,4 +1,5 @@
 """The suggested layer, family by family: random weights, nothing told."""
+
 import pytest
 import timm
 import torch

@@ -1,4 +1,5 @@
 """RISE, DRISE and OptiCAM: against slow forms of their own, what random masks must converge to, a real detector."""
+
 import copy
 
 import numpy as np
@@ -60,12 +61,22 @@ def test_masks_pixel_by_pixel(size, cells):
     assert torch.equal(masks[3:8], masks[:][3:8]) and 0 <= slow.min() and slow.max() <= 1 + 1e-9
 
 
-@pytest.mark.parametrize("how", [{}, {"centred": True}, {"score": "sigmoid"}, {"score": "raw", "centred": True}, {"cells": 4, "keep": 0.7, "seed": 3}])
+@pytest.mark.parametrize(
+    "how", [{}, {"centred": True}, {"score": "sigmoid"}, {"score": "raw", "centred": True}, {"cells": 4, "keep": 0.7, "seed": 3}]
+)
 def test_rise_equals_the_paper_one_mask_at_a_time(how):
     model, x, category = asked()
     link = {"softmax": lambda y: y.softmax(-1), "sigmoid": torch.sigmoid, "raw": lambda y: y}[how.get("score", "softmax")]
     with torch.no_grad():
-        slow = slow_rise(lambda t: link(model(t))[0, category].item(), x, 50, how.get("cells", 7), how.get("keep", 0.5), how.get("seed", 0), how.get("centred", False))
+        slow = slow_rise(
+            lambda t: link(model(t))[0, category].item(),
+            x,
+            50,
+            how.get("cells", 7),
+            how.get("keep", 0.5),
+            how.get("seed", 0),
+            how.get("centred", False),
+        )
     heat = RISE(model, n_masks=50, progress=False, **how)(x, category)[0].numpy()
     assert np.abs(heat - slow).max() < 1e-4
 
@@ -103,7 +114,12 @@ class Dots(nn.Module):
                 boxes.append([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
                 scores.append(picture[label].max())
                 classes.append([picture[c][rows, columns].mean() for c in range(2)])
-        return dict(boxes=torch.tensor(boxes).reshape(-1, 4).float(), labels=torch.arange(len(boxes)), scores=torch.tensor(scores), class_scores=torch.tensor(classes).reshape(-1, 2))
+        return dict(
+            boxes=torch.tensor(boxes).reshape(-1, 4).float(),
+            labels=torch.arange(len(boxes)),
+            scores=torch.tensor(scores),
+            class_scores=torch.tensor(classes).reshape(-1, 2),
+        )
 
 
 def dots():
@@ -235,7 +251,9 @@ def test_opticam_writes_no_gradient_and_works_in_any_mode():
     frozen = copy.deepcopy(model).requires_grad_(False).train()
     for mode in (torch.no_grad, torch.inference_mode):
         with mode():
-            torch.testing.assert_close(OptiCAM(frozen, "layer4", iterations=3, progress=False)(x.clone(), category), heat, rtol=0, atol=1e-4)
+            torch.testing.assert_close(
+                OptiCAM(frozen, "layer4", iterations=3, progress=False)(x.clone(), category), heat, rtol=0, atol=1e-4
+            )
     assert all(m.training for m in frozen.modules())
 
 

@@ -1,4 +1,5 @@
 """Metrics of faithfulness: against slow forms written from their papers, and against other libraries where those compute the same."""
+
 import copy
 from contextlib import nullcontext
 from functools import cache
@@ -92,20 +93,20 @@ def test_ranks_are_the_places_in_a_stable_order(levels):
 def test_exactly_as_many_are_on_top_as_are_asked_for():
     """FIELD.md, mistake 20: a map that is 94 % zeros has no value that parts its top 10 % from the rest."""
     heat = torch.zeros(1, 20, 20)
-    heat[0, 5:9, 7:13] = torch.rand(4, 6) + .1
-    assert (heat == 0).float().mean() == .94
+    heat[0, 5:9, 7:13] = torch.rand(4, 6) + 0.1
+    assert (heat == 0).float().mean() == 0.94
     assert (ranks(heat) < 40).sum() == 40
     assert (ranks(heat) < 24)[0, 5:9, 7:13].all()
-    assert (heat < np.percentile(heat, 90)).sum() == 0          # PyPI grad-cam's rule keeps nothing
+    assert (heat < np.percentile(heat, 90)).sum() == 0  # PyPI grad-cam's rule keeps nothing
 
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64, torch.bfloat16, torch.float16, torch.float64])
 def test_ranks_of_any_format(dtype):
     maps = torch.tensor([[[0, 1], [1, 0]]]).to(dtype)
     assert ranks(maps).tolist() == [[[2, 0], [1, 3]]] and ranks(maps).dtype == torch.int64
-    assert ranks(torch.tensor([[0., -0., 1., -torch.inf, torch.inf]])).tolist() == [[2, 3, 1, 4, 0]]
+    assert ranks(torch.tensor([[0.0, -0.0, 1.0, -torch.inf, torch.inf]])).tolist() == [[2, 3, 1, 4, 0]]
     with pytest.raises(ValueError, match="maps: has NaN"):
-        ranks(torch.tensor([[0., torch.nan]]))
+        ranks(torch.tensor([[0.0, torch.nan]]))
 
 
 # What stands in for pixels
@@ -116,11 +117,11 @@ def test_blur_is_the_papers_gaussian():
     from torchvision.transforms.functional import gaussian_blur
 
     x = torch.randn(2, 3, 40, 31)
-    kernel = np.exp(-np.arange(-5, 6) ** 2 / (2 * 5**2))
+    kernel = np.exp(-(np.arange(-5, 6) ** 2) / (2 * 5**2))
     kernel /= kernel.sum()
     slow = correlate1d(correlate1d(x.double().numpy(), kernel, axis=2, mode="nearest"), kernel, axis=3, mode="nearest")
     close(blurred(x), slow, atol=1e-5)
-    torch.testing.assert_close(blurred(x)[..., 5:-5, 5:-5], gaussian_blur(x, [11, 11], [5., 5.])[..., 5:-5, 5:-5], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(blurred(x)[..., 5:-5, 5:-5], gaussian_blur(x, [11, 11], [5.0, 5.0])[..., 5:-5, 5:-5], atol=1e-5, rtol=1e-4)
 
 
 def test_fills_keep_format_and_take_any_dimensions():
@@ -163,7 +164,11 @@ def test_change_drop_increase_as_pytorch_grad_cam(name, score):
 
     model, x, classes, maps = world()
     targets = [{"softmax": ClassifierOutputSoftmaxTarget, "raw": ClassifierOutputTarget}[score](int(c)) for c in classes]
-    for ours in (CamMultImageConfidenceChange(score=score), DropInConfidence(score=score, relative=False), IncreaseInConfidence(score=score)):
+    for ours in (
+        CamMultImageConfidenceChange(score=score),
+        DropInConfidence(score=score, relative=False),
+        IncreaseInConfidence(score=score),
+    ):
         expected = getattr(theirs, ours.name)()(x, maps[name].numpy(), targets, model)
         close(ours(x, maps[name], classes, model), expected, atol=1e-5)
         # Their targets serve ours, too.
@@ -177,11 +182,14 @@ class Extractor:
     def __init__(self, model, maps):
         self.model, self.maps = model, maps
 
-    def __call__(self, *args, **kwargs): return [self.maps]
+    def __call__(self, *args, **kwargs):
+        return [self.maps]
 
-    def fuse_cams(self, cams): return cams[0]
+    def fuse_cams(self, cams):
+        return cams[0]
 
-    def _hooks_off(self): return nullcontext()
+    def _hooks_off(self):
+        return nullcontext()
 
 
 @maps_of
@@ -197,8 +205,8 @@ def test_drop_and_increase_as_torchcam(name):
 
 
 def test_a_share_of_nothing():
-    before = torch.tensor([0., 1e-38, 1e-7, .5, -1., -1., 0.])
-    after = torch.tensor([[0., 0., 0., .6, 0., -2., -1.]])
+    before = torch.tensor([0.0, 1e-38, 1e-7, 0.5, -1.0, -1.0, 0.0])
+    after = torch.tensor([[0.0, 0.0, 0.0, 0.6, 0.0, -2.0, -1.0]])
     share = DropInConfidence().rate(before, after)
     assert share[:5].tolist() == [0, 1, 1, 0, 0] and share[5:].isnan().all()
     assert DropInConfidence(relative=False).rate(before, after).isfinite().all()
@@ -258,7 +266,9 @@ def test_insertion_and_deletion_as_torchcam(name):
 def grey_world():
     """A network for pictures of one channel, where a pixel is a number."""
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(1, 8, 5), nn.ReLU(), nn.Conv2d(8, 8, 5), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 5)).eval()
+    model = nn.Sequential(
+        nn.Conv2d(1, 8, 5), nn.ReLU(), nn.Conv2d(8, 8, 5), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 5)
+    ).eval()
     x = torch.randn(3, 1, 16, 16)
     rng = torch.Generator().manual_seed(0)
     maps = torch.stack([torch.randperm(256, generator=rng).reshape(16, 16) for _ in range(3)]) / 256
@@ -269,22 +279,32 @@ def test_deletion_as_quantus_flips_pixels(monkeypatch):
     """Of one channel the curves are the same; their area leaves out the first point and is not divided by the steps."""
     import quantus
 
-    monkeypatch.setattr(np, "trapz", np.trapezoid, raising=False)          # gone from numpy 2.4, and quantus 0.6.0 asks for it
+    monkeypatch.setattr(np, "trapz", np.trapezoid, raising=False)  # gone from numpy 2.4, and quantus 0.6.0 asks for it
 
     model, x, classes, maps = grey_world()
-    theirs = quantus.PixelFlipping(features_in_step=16, perturb_baseline=0., normalise=False, disable_warnings=True, display_progressbar=False)
+    theirs = quantus.PixelFlipping(
+        features_in_step=16, perturb_baseline=0.0, normalise=False, disable_warnings=True, display_progressbar=False
+    )
     curves = theirs(model=model, x_batch=x.numpy(), y_batch=classes.numpy(), a_batch=maps[:, None].numpy(), device="cpu", softmax=True)
     ours = Deletion(steps=16).curves(x, maps, classes, model)
     close(ours[:, 1:], curves, atol=1e-5)
-    areas = quantus.PixelFlipping(features_in_step=16, perturb_baseline=0., normalise=False, disable_warnings=True, display_progressbar=False, return_auc_per_sample=True)(
-        model=model, x_batch=x.numpy(), y_batch=classes.numpy(), a_batch=maps[:, None].numpy(), device="cpu", softmax=True)
+    areas = quantus.PixelFlipping(
+        features_in_step=16,
+        perturb_baseline=0.0,
+        normalise=False,
+        disable_warnings=True,
+        display_progressbar=False,
+        return_auc_per_sample=True,
+    )(model=model, x_batch=x.numpy(), y_batch=classes.numpy(), a_batch=maps[:, None].numpy(), device="cpu", softmax=True)
     close(torch.trapezoid(ours[:, 1:], dim=1), areas, atol=1e-4)
 
 
 def test_what_is_put_back_first_is_what_is_taken_last():
     model, x, classes, maps = grey_world()
     for fill in ("zero", "mean", "blur"):
-        torch.testing.assert_close(Insertion(start=fill, steps=8)(x, maps, classes, model), Deletion(fill=fill, steps=8)(x, -maps, classes, model))
+        torch.testing.assert_close(
+            Insertion(start=fill, steps=8)(x, maps, classes, model), Deletion(fill=fill, steps=8)(x, -maps, classes, model)
+        )
 
 
 def test_more_steps_than_pixels_and_one_step():
@@ -321,7 +341,7 @@ def test_comprehensiveness_and_sufficiency_by_hand(name, fill):
         picture, c, heat = numbers(i, name)
         order, filling = in_order(heat), as_fill(fill)(x[[i]].double())[0].numpy()
         lost, kept = [], []
-        for q in (.01, .05, .1, .2, .5):
+        for q in (0.01, 0.05, 0.1, 0.2, 0.5):
             top = np.zeros(SIDE * SIDE, bool)
             top[order[: round(q * SIDE * SIDE)]] = True
             top = top.reshape(SIDE, SIDE)
@@ -336,7 +356,7 @@ def test_comprehensiveness_and_sufficiency_by_hand(name, fill):
 
 def test_at_least_one_pixel_and_the_ends():
     model, x, classes, maps = grey_world()
-    _, shown = Comprehensiveness(shares=[1e-6, .5])(x, maps, classes, model, return_visualization=True)
+    _, shown = Comprehensiveness(shares=[1e-6, 0.5])(x, maps, classes, model, return_visualization=True)
     assert (shown != x[:, None]).flatten(2).sum(2).tolist() == [[1, 128]] * 3
     assert Sufficiency(shares=[1])(x, maps, classes, model).abs().max() == 0
     for shares in ([], [0], [1.5], [10, 20]):
@@ -350,15 +370,25 @@ def test_sufficiency_is_not_that_of_quantus():
 
     model, x, classes, maps = grey_world()
     theirs = quantus.Sufficiency(disable_warnings=True, display_progressbar=False)(
-        model=model, x_batch=x.numpy(), y_batch=classes.numpy(), a_batch=maps[:, None].numpy(), device="cpu")
-    assert set(np.asarray(theirs).tolist()) <= {0., .5, 1.}
+        model=model, x_batch=x.numpy(), y_batch=classes.numpy(), a_batch=maps[:, None].numpy(), device="cpu"
+    )
+    assert set(np.asarray(theirs).tolist()) <= {0.0, 0.5, 1.0}
 
 
 # Infidelity
 
 
 @maps_of
-@pytest.mark.parametrize("options", [{}, {"scale": False}, {"multiply_by_inputs": False}, {"multiply_by_inputs": False, "scale": False}, {"fill": "mean", "multiply_by_inputs": False}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"scale": False},
+        {"multiply_by_inputs": False},
+        {"multiply_by_inputs": False, "scale": False},
+        {"fill": "mean", "multiply_by_inputs": False},
+    ],
+)
 def test_infidelity_by_hand(name, options):
     model, x, classes, maps = world()
     squares, expected = random_squares(9, (SIDE, SIDE), 3).numpy(), []
@@ -382,7 +412,7 @@ def test_infidelity_of_a_noisy_baseline_by_hand(name):
     drawn, expected = torch.randn(9, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(3)).double().numpy(), []
     for i in range(2):
         picture, c, heat = numbers(i, name)
-        noises = .2 * (picture.max() - picture.min()) * drawn
+        noises = 0.2 * (picture.max() - picture.min()) * drawn
         told = np.array([sum((heat.double().numpy() * channel).sum() for channel in picture - noise) for noise in noises])
         fall = np.array([p(picture, c) - p(noise, c) for noise in noises])
         expected.append((((told * fall).mean() / (told**2).mean() * told - fall) ** 2).mean())
@@ -415,10 +445,11 @@ def test_infidelity_as_quantus():
 
     model, x, classes, maps = grey_world()
     ask = dict(model=model, x_batch=x.numpy(), y_batch=classes.numpy(), a_batch=maps[:, None].numpy(), device="cpu", softmax=True)
-    ways = dict(n_perturb_samples=1, perturb_baseline=0., disable_warnings=True, display_progressbar=False)
+    ways = dict(n_perturb_samples=1, perturb_baseline=0.0, disable_warnings=True, display_progressbar=False)
 
     class Blocks(Infidelity):
-        def squares(self, pictures): return self.blocks
+        def squares(self, pictures):
+            return self.blocks
 
     ours = Blocks(samples=1, scale=False, multiply_by_inputs=False)
     ours.blocks = torch.ones(1, 16, 16, dtype=bool)
@@ -430,7 +461,7 @@ def test_infidelity_as_quantus():
         blocks[k, top : top + 8, left : left + 8] = True
     ours = Blocks(samples=4, scale=False, multiply_by_inputs=False)
     ours.blocks = blocks
-    assert not torch.allclose(ours(x, maps, classes, model).double(), torch.tensor(np.asarray(four)).double(), rtol=.05)
+    assert not torch.allclose(ours(x, maps, classes, model).double(), torch.tensor(np.asarray(four)).double(), rtol=0.05)
     ours.blocks = blocks.cumsum(0).bool()
     close(ours(x, maps, classes, model), four, rtol=1e-4)
 
@@ -441,7 +472,7 @@ def test_squares_are_all_equally_likely():
     # Sides of 1 and 2 (10/28 of 6): 42 + 30 squares.
     assert len(seen) == 72 and set(seen.sum(1).tolist()) == {1, 4}
     expected = 40_000 / 72
-    assert ((counts - expected) ** 2 / expected).sum() < 110          # chi square with 71 degrees of freedom: 0.2 % beyond 110
+    assert ((counts - expected) ** 2 / expected).sum() < 110  # chi square with 71 degrees of freedom: 0.2 % beyond 110
     assert torch.equal(random_squares(9, (6, 7)), random_squares(9, (6, 7)))
     assert random_squares(5, (50,)).shape == (5, 50) and random_squares(5, (6, 7, 8)).shape == (5, 6, 7, 8)
 
@@ -450,7 +481,8 @@ def test_infidelity_of_a_linear_model_is_zero():
     weights = torch.randn(2, 12, 12, generator=torch.Generator().manual_seed(0))
     x = torch.randn(3, 2, 12, 12, generator=torch.Generator().manual_seed(1))
 
-    def linear(rows): return (rows * weights).flatten(1).sum(1, keepdim=True)
+    def linear(rows):
+        return (rows * weights).flatten(1).sum(1, keepdim=True)
 
     contributions = (x * weights).sum(1)
     assert Infidelity(samples=50, scale=False, score="raw")(x, contributions, 0, linear).max() < 1e-8
@@ -498,15 +530,22 @@ def test_changed_pictures_are_given(make):
     metric = make()
     number, shown = metric(x, maps, classes, model, return_visualization=True)
     torch.testing.assert_close(number, metric(x, maps, classes, model))
-    assert shown.shape == (x.shape if metric.steps == 1 else (3, metric.steps, *x.shape[1:])) and (shown.reshape(3, -1, 256) != x.reshape(3, 1, 256)).any()
+    assert (
+        shown.shape == (x.shape if metric.steps == 1 else (3, metric.steps, *x.shape[1:]))
+        and (shown.reshape(3, -1, 256) != x.reshape(3, 1, 256)).any()
+    )
 
 
 @metrics
 @pytest.mark.parametrize("size", [(40,), (9, 12), (6, 7, 5)], ids=["signal", "picture", "volume"])
 def test_any_number_of_dimensions_and_a_black_box(make, size):
-    def black_box(rows): return torch.stack([rows.flatten(1).mean(1), rows.flatten(1).amax(1)], 1)
+    def black_box(rows):
+        return torch.stack([rows.flatten(1).mean(1), rows.flatten(1).amax(1)], 1)
 
-    x, maps = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0)), torch.rand(2, *size, generator=torch.Generator().manual_seed(1))
+    x, maps = (
+        torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0)),
+        torch.rand(2, *size, generator=torch.Generator().manual_seed(1)),
+    )
     number = make()(x, maps, 1, black_box)
     assert number.shape == (2,) and number.isfinite().all()
     torch.testing.assert_close(number, make()(x, lambda pictures, targets: maps, 1, black_box))
@@ -519,8 +558,19 @@ def test_half_precision(make):
     assert number.dtype == torch.float32 and number.isfinite().all()
 
 
-@pytest.mark.parametrize("make", [CamMultImageConfidenceChange, DropInConfidence, lambda **o: Insertion(steps=20, **o), lambda **o: Deletion(steps=20, **o), Comprehensiveness, Sufficiency, lambda **o: Infidelity(samples=24, **o)],
-                         ids=["change", "drop", "insertion", "deletion", "comprehensiveness", "sufficiency", "infidelity"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        CamMultImageConfidenceChange,
+        DropInConfidence,
+        lambda **o: Insertion(steps=20, **o),
+        lambda **o: Deletion(steps=20, **o),
+        Comprehensiveness,
+        Sufficiency,
+        lambda **o: Infidelity(samples=24, **o),
+    ],
+    ids=["change", "drop", "insertion", "deletion", "comprehensiveness", "sufficiency", "infidelity"],
+)
 def test_the_truth_beats_noise_and_its_opposite(make):
     """Twenty steps: an object that covers 5 % is gone within the first of eight, in any order."""
     model, x, classes, maps = world()
@@ -536,7 +586,13 @@ def test_directions_and_papers():
     for kind in up | {DropInConfidence, Deletion, Sufficiency, Infidelity}:
         assert kind.higher_is_better == (kind in up) and "arXiv" in kind.paper and kind.misleads.endswith(".")
     assert repr(Deletion()) == "Deletion (lower is better)" and issubclass(Insertion, CurveMetric)
-    for make, said in ((lambda: Insertion(start="black"), "start: got 'black'"), (lambda: Deletion(fill="black"), "fill: got 'black'"), (lambda: Deletion(steps=0), "steps: got 0"),
-                       (lambda: Infidelity(perturbation="noise"), "perturbation: got 'noise'"), (lambda: Infidelity(samples=0), "samples, sigma: got 0"), (lambda: Infidelity(sigma=0), "sigma: got 256 and 0")):
+    for make, said in (
+        (lambda: Insertion(start="black"), "start: got 'black'"),
+        (lambda: Deletion(fill="black"), "fill: got 'black'"),
+        (lambda: Deletion(steps=0), "steps: got 0"),
+        (lambda: Infidelity(perturbation="noise"), "perturbation: got 'noise'"),
+        (lambda: Infidelity(samples=0), "samples, sigma: got 0"),
+        (lambda: Infidelity(sigma=0), "sigma: got 256 and 0"),
+    ):
         with pytest.raises(ValueError, match=said):
             make()

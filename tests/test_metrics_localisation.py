@@ -1,4 +1,5 @@
 """Localisation and complexity against their formulas, slowly: loops over pixels in numpy, float64; and against Quantus and PyPI grad-cam."""
+
 import itertools
 from functools import cache
 
@@ -22,13 +23,14 @@ from gradcam_nb.samples.scenes import TEST, scenes
 # --- slow forms: a map and a mask of any number of dimensions -> a number
 
 
-def spread(a): return list(np.ndindex(a.shape))
+def spread(a):
+    return list(np.ndindex(a.shape))
 
 
 def slow_pointing(tolerance):
     def rate(m, o):
         peaks, inside = np.argwhere(m == m.max()), np.argwhere(o)
-        return np.mean([min(((p - q) ** 2).sum() for q in inside) <= tolerance ** 2 for p in peaks])
+        return np.mean([min(((p - q) ** 2).sum() for q in inside) <= tolerance**2 for p in peaks])
 
     return rate
 
@@ -51,13 +53,16 @@ def slow_rank(m, o):
     return hits / k
 
 
-def overlap(d, o): return (d & o).sum() / (d | o).sum()
+def overlap(d, o):
+    return (d & o).sum() / (d | o).sum()
 
 
-def slow_iou(threshold): return lambda m, o: overlap((m >= threshold * m.max()) & (m > 0), o)
+def slow_iou(threshold):
+    return lambda m, o: overlap((m >= threshold * m.max()) & (m > 0), o)
 
 
-def slow_best(m, o): return max(overlap(m >= t, o) for t in np.unique(m))
+def slow_best(m, o):
+    return max(overlap(m >= t, o) for t in np.unique(m))
 
 
 def slow_boxes(threshold):
@@ -67,7 +72,8 @@ def slow_boxes(threshold):
         drawn = (m >= threshold * m.max()) & (m > 0)
         pieces, n = label(drawn, np.ones((3, 3)))
         sizes = np.bincount(pieces.flat, minlength=n + 1)[1:]
-        if not n: return 0.0
+        if not n:
+            return 0.0
         # of equally large pieces either may be meant
         largest = [find_objects(pieces)[i] for i in np.flatnonzero(sizes == sizes.max())]
         (truth,) = find_objects(o.astype(int))
@@ -111,14 +117,24 @@ def of_scenes():
 def made(kind):
     """Maps and masks by program."""
     torch.manual_seed(0)
-    if kind == "scenes": return of_scenes()
-    if kind == "noise": return torch.rand(5, 13, 17), torch.rand(5, 13, 17) < 0.3
-    if kind == "smooth": return F.interpolate(torch.rand(5, 1, 4, 5), size=(19, 23), mode="bilinear")[:, 0], F.interpolate(torch.rand(5, 1, 4, 5), size=(19, 23), mode="bilinear")[:, 0] > 0.6
-    if kind == "tied": return torch.randint(0, 4, (8, 9, 7)).float(), torch.rand(8, 9, 7) < 0.4
-    if kind == "one value": return torch.tensor([0.0, 0.25, 1.0])[:, None, None].expand(3, 6, 5), torch.rand(3, 6, 5) < 0.4
-    if kind == "signal": return torch.rand(4, 31), torch.rand(4, 31) < 0.3
-    if kind == "volume": return torch.rand(3, 5, 6, 7), torch.rand(3, 5, 6, 7) < 0.2
-    if kind == "signed": return torch.randn(5, 9, 11), torch.rand(5, 9, 11) < 0.3
+    if kind == "scenes":
+        return of_scenes()
+    if kind == "noise":
+        return torch.rand(5, 13, 17), torch.rand(5, 13, 17) < 0.3
+    if kind == "smooth":
+        return F.interpolate(torch.rand(5, 1, 4, 5), size=(19, 23), mode="bilinear")[:, 0], F.interpolate(
+            torch.rand(5, 1, 4, 5), size=(19, 23), mode="bilinear"
+        )[:, 0] > 0.6
+    if kind == "tied":
+        return torch.randint(0, 4, (8, 9, 7)).float(), torch.rand(8, 9, 7) < 0.4
+    if kind == "one value":
+        return torch.tensor([0.0, 0.25, 1.0])[:, None, None].expand(3, 6, 5), torch.rand(3, 6, 5) < 0.4
+    if kind == "signal":
+        return torch.rand(4, 31), torch.rand(4, 31) < 0.3
+    if kind == "volume":
+        return torch.rand(3, 5, 6, 7), torch.rand(3, 5, 6, 7) < 0.2
+    if kind == "signed":
+        return torch.randn(5, 9, 11), torch.rand(5, 9, 11) < 0.3
 
 
 KINDS = ["scenes", "noise", "smooth", "tied", "one value", "signal", "volume"]
@@ -132,12 +148,16 @@ def agree(metric, slow, maps, masks, truth=None):
         assert min(abs(value - w) for w in np.atleast_1d(wanted)) <= 1e-5 * max(1, np.max(wanted))
 
 
-@pytest.mark.parametrize("name, kind", [(name, kind) for name in METRICS for kind in KINDS if not ("boxes" in name and kind in ("signal", "volume"))])
-def test_the_formula(name, kind): agree(*METRICS[name], *made(kind))
+@pytest.mark.parametrize(
+    "name, kind", [(name, kind) for name in METRICS for kind in KINDS if not ("boxes" in name and kind in ("signal", "volume"))]
+)
+def test_the_formula(name, kind):
+    agree(*METRICS[name], *made(kind))
 
 
 @pytest.mark.parametrize("name", SIGNED)
-def test_the_formula_for_maps_with_a_sign(name): agree(*METRICS[name], *made("signed"))
+def test_the_formula_for_maps_with_a_sign(name):
+    agree(*METRICS[name], *made("signed"))
 
 
 @pytest.mark.parametrize("name", METRICS)
@@ -158,7 +178,9 @@ def test_a_batch_is_its_maps_one_by_one(name):
     for kind in ("smooth", "tied"):
         maps, masks = made(kind)
         metric = METRICS[name][0]
-        torch.testing.assert_close(torch.cat([metric(m[None], o[None]) for m, o in zip(maps, masks)]), metric(maps, masks), rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(
+            torch.cat([metric(m[None], o[None]) for m, o in zip(maps, masks)]), metric(maps, masks), rtol=1e-6, atol=1e-6
+        )
 
 
 @pytest.mark.parametrize("name", METRICS)
@@ -184,9 +206,12 @@ def test_edges(name):
     every = metric(maps + 10, ~none)
     torch.testing.assert_close(every, torch.ones(3))
     blank = metric(0 * maps, some)[1].item()
-    if "energy" in name or "mass" in name or name.startswith("iou"): assert blank == 0
-    elif not name.startswith("pointing"): assert blank == pytest.approx(6 / 64)
-    for copy in (maps.numpy(), maps.double(), maps.requires_grad_()): torch.testing.assert_close(metric(copy, some)[1], metric(maps, some)[1])
+    if "energy" in name or "mass" in name or name.startswith("iou"):
+        assert blank == 0
+    elif not name.startswith("pointing"):
+        assert blank == pytest.approx(6 / 64)
+    for copy in (maps.numpy(), maps.double(), maps.requires_grad_()):
+        torch.testing.assert_close(metric(copy, some)[1], metric(maps, some)[1])
     torch.testing.assert_close(metric(maps, some.int().numpy())[1], metric(maps, some)[1])
 
 
@@ -208,20 +233,21 @@ def test_within_is_a_disc(size, distance):
     for mask, got in zip(masks.numpy(), grown.numpy()):
         inside = np.argwhere(mask)
         for p in spread(mask):
-            assert got[p] == (len(inside) > 0 and min(((np.array(p) - q) ** 2).sum() for q in inside) <= distance ** 2)
+            assert got[p] == (len(inside) > 0 and min(((np.array(p) - q) ** 2).sum() for q in inside) <= distance**2)
 
 
 def test_ties_of_the_rank_are_what_drawing_lots_gives_on_average():
     torch.manual_seed(0)
     maps, masks = made("tied")
     drawn = torch.stack([RelevanceRank()(maps + 1e-3 * torch.rand(maps.shape), masks) for _ in range(4000)])
-    torch.testing.assert_close(drawn.mean(0), RelevanceRank()(maps, masks), rtol=0, atol=5 * drawn.std(0).max().item() / 4000 ** 0.5)
+    torch.testing.assert_close(drawn.mean(0), RelevanceRank()(maps, masks), rtol=0, atol=5 * drawn.std(0).max().item() / 4000**0.5)
 
 
 def test_the_best_threshold_is_at_least_any():
     for kind in ("scenes", "smooth", "tied"):
         maps, masks = made(kind)
-        for t in np.linspace(0.01, 1, 30): assert (BestIoU()(maps, masks) >= IoU(t)(maps, masks) - 1e-6).all()
+        for t in np.linspace(0.01, 1, 30):
+            assert (BestIoU()(maps, masks) >= IoU(t)(maps, masks) - 1e-6).all()
 
 
 def test_boxes_are_those_of_the_detectors():
@@ -251,7 +277,11 @@ def slow_gini(m):  # as in the paper: 1 − 2 Σ v_k / ‖v‖ · (d − k + 1/2
     return 1 - 2 * sum(v[k - 1] / v.sum() * (d - k + 0.5) / d for k in range(1, d + 1))
 
 
-OF_MAPS = {"l1": (Complexity(), lambda m: np.abs(m).mean()), "entropy": (Complexity("entropy"), slow_entropy), "gini": (Sparseness(), slow_gini)}
+OF_MAPS = {
+    "l1": (Complexity(), lambda m: np.abs(m).mean()),
+    "entropy": (Complexity("entropy"), slow_entropy),
+    "gini": (Sparseness(), slow_gini),
+}
 
 
 @pytest.mark.parametrize("kind", ["scenes", "noise", "smooth", "tied", "signal", "volume", "signed"])
@@ -296,7 +326,14 @@ def quantus_says(metric, maps, masks=None, **options):
     n, (h, w) = len(maps), maps.shape[1:]
     metric = getattr(quantus, metric)(disable_warnings=True, display_progressbar=False, **options)
     with np.errstate(all="ignore"):
-        said = metric(model=None, x_batch=np.zeros((n, 3, h, w), np.float32), y_batch=np.zeros(n, int), a_batch=maps[:, None].numpy().copy(), s_batch=None if masks is None else masks[:, None].numpy(), channel_first=True)
+        said = metric(
+            model=None,
+            x_batch=np.zeros((n, 3, h, w), np.float32),
+            y_batch=np.zeros(n, int),
+            a_batch=maps[:, None].numpy().copy(),
+            s_batch=None if masks is None else masks[:, None].numpy(),
+            channel_first=True,
+        )
     return torch.tensor(np.array(said, dtype=np.float64)).float()
 
 
@@ -317,9 +354,13 @@ def test_quantus_agrees(kind):
 @pytest.mark.filterwarnings("ignore")
 def test_quantus_agrees_on_maps_with_a_sign():
     maps, masks = made("signed")
-    torch.testing.assert_close(RelevanceMass("absolute")(maps, masks), quantus_says("RelevanceMassAccuracy", maps, masks, abs=True), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        RelevanceMass("absolute")(maps, masks), quantus_says("RelevanceMassAccuracy", maps, masks, abs=True), rtol=1e-4, atol=1e-5
+    )
     torch.testing.assert_close(RelevanceRank()(maps, masks), quantus_says("RelevanceRankAccuracy", maps, masks), rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(RelevanceRank()(maps.abs(), masks), quantus_says("RelevanceRankAccuracy", maps, masks, abs=True), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        RelevanceRank()(maps.abs(), masks), quantus_says("RelevanceRankAccuracy", maps, masks, abs=True), rtol=1e-4, atol=1e-5
+    )
     for ours, theirs in ((Complexity("entropy"), "Complexity"), (Sparseness(), "Sparseness")):
         torch.testing.assert_close(ours(maps), quantus_says(theirs, maps), rtol=1e-4, atol=1e-5)
 
@@ -332,11 +373,16 @@ def test_where_quantus_differs():
     blank = torch.zeros(3, 4, 4)
     blank[2, 1, 1] = 1  # it refuses a batch in which all maps are blank
     assert quantus_says("PointingGame", blank, masks).tolist() == [1, 1, 1] and PointingGame(0)(blank, masks).tolist() == [0.25, 0.25, 1]
-    assert quantus_says("PointingGame", torch.rand(3, 4, 4), ~masks & masks).tolist() == [1, 1, 1] and PointingGame(0)(torch.rand(3, 4, 4), ~masks & masks).isnan().all()
+    assert (
+        quantus_says("PointingGame", torch.rand(3, 4, 4), ~masks & masks).tolist() == [1, 1, 1]
+        and PointingGame(0)(torch.rand(3, 4, 4), ~masks & masks).isnan().all()
+    )
     assert quantus_says("RelevanceMassAccuracy", blank, masks)[:2].isnan().all() and EnergyInside()(blank, masks).tolist() == [0, 0, 1]
     front_and_back = quantus_says("RelevanceRankAccuracy", blank, masks)
     assert front_and_back[0] != front_and_back[1] and RelevanceRank()(blank, masks)[:2].tolist() == [0.25, 0.25]
-    assert quantus_says("Complexity", blank)[:2].isnan().all() and Complexity("entropy")(blank)[:2].tolist() == pytest.approx([np.log(16)] * 2)
+    assert quantus_says("Complexity", blank)[:2].isnan().all() and Complexity("entropy")(blank)[:2].tolist() == pytest.approx(
+        [np.log(16)] * 2
+    )
     assert quantus_says("Sparseness", blank)[:2].tolist() == Sparseness()(blank)[:2].tolist() == [0, 0]
     pair, first = torch.tensor([[[3.0, -2.0]]]), torch.tensor([[[True, False]]])
     assert quantus_says("RelevanceMassAccuracy", pair, first).item() == pytest.approx(3) and RelevanceMass()(pair, first).item() == 1
@@ -366,10 +412,12 @@ def test_errors_say_what_to_pass():
         (lambda: Complexity()(torch.ones(5)), "cams: got shape (5,); pass heat maps B × spatial"),
         (lambda: Sparseness()(torch.full((1, 3), torch.inf)), "cams: has NaN or infinite values"),
     ]:
-        with pytest.raises(ValueError) as error: call()
+        with pytest.raises(ValueError) as error:
+            call()
         assert words in str(error.value)
     for metric in (Complexity(), Sparseness()):
-        with pytest.raises(TypeError, match="call the method first"): metric(lambda x: x)
+        with pytest.raises(TypeError, match="call the method first"):
+            metric(lambda x: x)
 
 
 def test_every_metric_names_its_paper_and_what_misleads():

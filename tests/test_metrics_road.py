@@ -1,4 +1,5 @@
 """ROAD and its filling: the system solved directly, PyPI grad-cam's numbers, ties, other kernels; the benchmark's table."""
+
 import numpy as np
 import pandas
 import pytest
@@ -18,7 +19,13 @@ from gradcam_nb.metrics.drop import DropInConfidence
 from gradcam_nb.metrics.energy_inside import EnergyInside
 from gradcam_nb.metrics.imputation import NoisyLinearImputer
 from gradcam_nb.metrics.multigrid import fill_holes
-from gradcam_nb.metrics.road import ROADCombined, ROADLeastRelevantFirst, ROADLeastRelevantFirstAverage, ROADMostRelevantFirst, ROADMostRelevantFirstAverage
+from gradcam_nb.metrics.road import (
+    ROADCombined,
+    ROADLeastRelevantFirst,
+    ROADLeastRelevantFirstAverage,
+    ROADMostRelevantFirst,
+    ROADMostRelevantFirstAverage,
+)
 from gradcam_nb.samples.networks import load
 from gradcam_nb.samples.scenes import TEST, scenes
 
@@ -46,7 +53,12 @@ def kinds(size, n=2):
     rng = torch.Generator().manual_seed(3)
     noise = torch.rand(n, size, size, generator=rng)
     blob = F.interpolate(torch.rand(n, 1, 6, 6, generator=rng), size=(size, size), mode="bicubic")[:, 0]
-    return {"noise": noise, "blob": blob, "grain": F.interpolate(torch.rand(n, 1, size // 5, size // 5, generator=rng), size=(size, size), mode="bicubic")[:, 0], "rows": blob + (torch.arange(size) % 3 == 0)[:, None]}
+    return {
+        "noise": noise,
+        "blob": blob,
+        "grain": F.interpolate(torch.rand(n, 1, size // 5, size // 5, generator=rng), size=(size, size), mode="bicubic")[:, 0],
+        "rows": blob + (torch.arange(size) % 3 == 0)[:, None],
+    }
 
 
 @pytest.mark.parametrize("share", [0.05, 0.2, 0.5, 0.8, 0.95])
@@ -62,10 +74,14 @@ def test_filled_pixels_are_those_of_the_direct_solution(kind, share, size):
         assert (filled[1] - direct(picture[1], keep[1])).abs().max() < 1e-3
 
 
-@pytest.mark.parametrize("weights", [
-    [((0, -1), 0.5), ((0, 1), 0.5), ((1, 0), 0.1), ((-1, 0), 0.1)],
-    [((2, 0), 1.0), ((-2, 0), 1.0), ((0, 1), 0.3), ((0, -1), 0.3), ((1, 1), 0.2), ((-1, -1), 0.2)],
-], ids=["flat", "far"])
+@pytest.mark.parametrize(
+    "weights",
+    [
+        [((0, -1), 0.5), ((0, 1), 0.5), ((1, 0), 0.1), ((-1, 0), 0.1)],
+        [((2, 0), 1.0), ((-2, 0), 1.0), ((0, 1), 0.3), ((0, -1), 0.3), ((1, 1), 0.2), ((-1, -1), 0.2)],
+    ],
+    ids=["flat", "far"],
+)
 def test_other_weights_are_obeyed(weights):
     total = sum(w for _, w in weights)
     normed = [(offset, w / total) for offset, w in weights]
@@ -86,7 +102,9 @@ def test_every_size_and_number_of_dimensions(size):
         kernel = kernel[..., None] * torch.tensor([1.0, 2, 1])
     kernel[(1,) * len(size)] = 0
     around = (F.conv1d, F.conv2d, F.conv3d)[len(size) - 1]
-    total = around(filled.flatten(0, 1)[:, None], kernel[None, None], padding=1) / around(torch.ones_like(filled.flatten(0, 1)[:, None]), kernel[None, None], padding=1)
+    total = around(filled.flatten(0, 1)[:, None], kernel[None, None], padding=1) / around(
+        torch.ones_like(filled.flatten(0, 1)[:, None]), kernel[None, None], padding=1
+    )
     wrong = (total.view_as(filled) - filled).abs().where(~keep[:, None], 0)
     assert wrong.max() < 2e-3
     assert torch.equal(filled.where(keep[:, None], 0), picture.where(keep[:, None], 0))
@@ -101,8 +119,13 @@ def test_hard_cases_stay_finite(scene):
             assert filled.isfinite().all() and filled.min() > -1.01 and filled.max() < 1.01
 
 
-OURS = {"ROADMostRelevantFirst": (ROADMostRelevantFirst, 75), "ROADLeastRelevantFirst": (ROADLeastRelevantFirst, 30), "ROADMostRelevantFirstAverage": (ROADMostRelevantFirstAverage, [20, 60]),
-        "ROADLeastRelevantFirstAverage": (ROADLeastRelevantFirstAverage, [20, 60]), "ROADCombined": (ROADCombined, [20, 40, 60, 80])}
+OURS = {
+    "ROADMostRelevantFirst": (ROADMostRelevantFirst, 75),
+    "ROADLeastRelevantFirst": (ROADLeastRelevantFirst, 30),
+    "ROADMostRelevantFirstAverage": (ROADMostRelevantFirstAverage, [20, 60]),
+    "ROADLeastRelevantFirstAverage": (ROADLeastRelevantFirstAverage, [20, 60]),
+    "ROADCombined": (ROADCombined, [20, 40, 60, 80]),
+}
 
 
 @pytest.mark.parametrize("name", OURS)
@@ -122,7 +145,9 @@ def test_ties_remove_as_many_pixels_as_were_asked_for(scene):
     model, x, classes, _, _ = scene
     sparse = torch.zeros(N, 128, 128)
     sparse[:, 40:72, 40:72] = torch.rand(N, 32, 32) + 0.1
-    _, shown = ROADMostRelevantFirst(90, imputer=lambda pictures, keep: pictures * 0 + ~keep[:, None], progress=False)(x, sparse, classes, model, return_visualization=True)
+    _, shown = ROADMostRelevantFirst(90, imputer=lambda pictures, keep: pictures * 0 + ~keep[:, None], progress=False)(
+        x, sparse, classes, model, return_visualization=True
+    )
     assert (shown.mean((1, 2, 3)) - 0.1).abs().max() < 1e-3
     assert (shown[:, 0] * sparse > 0).sum() == (sparse > 0).sum()
     kept = np.float32(sparse[0].numpy() < np.percentile(sparse[0].numpy(), 90))
@@ -132,7 +157,9 @@ def test_ties_remove_as_many_pixels_as_were_asked_for(scene):
 def test_auto_removes_what_is_relevant(scene):
     """FIELD 21: "auto" the right way round."""
     model, x, classes, heat, _ = scene
-    most, least = (kind("auto", score="sigmoid", progress=False)(x, heat, classes, model) for kind in (ROADMostRelevantFirst, ROADLeastRelevantFirst))
+    most, least = (
+        kind("auto", score="sigmoid", progress=False)(x, heat, classes, model) for kind in (ROADMostRelevantFirst, ROADLeastRelevantFirst)
+    )
     assert (most < least).all()
     theirs_most = theirs.ROADMostRelevantFirst("auto")(x, heat.numpy(), [lambda output, c=c: output[c].sigmoid() for c in classes], model)
     assert theirs_most.mean() > most.mean().item() + 0.3, "grad-cam removes the rest"
@@ -143,7 +170,10 @@ def test_removal_rewards_blur_and_says_so(scene):
     model, x, classes, _, _ = scene
     leaf = x.clone().requires_grad_()
     single = (torch.autograd.grad(model(leaf)[range(N), classes].sum(), leaf)[0] * x).sum(1).clamp(min=0)
-    sharp, blurred = (ROADCombined([20, 40, 60, 80], score="sigmoid", progress=False)(x, maps, classes, model).mean() for maps in (single, gaussian_blur(single, 31, 5.0)))
+    sharp, blurred = (
+        ROADCombined([20, 40, 60, 80], score="sigmoid", progress=False)(x, maps, classes, model).mean()
+        for maps in (single, gaussian_blur(single, 31, 5.0))
+    )
     assert blurred > 2 * sharp
     assert "2304.13836" in ROADCombined.misleads
 
@@ -154,8 +184,14 @@ def test_drop_is_relative_and_arcc_is_a_harmonic_mean(scene):
     with torch.no_grad():
         before, after = (model(t).softmax(-1)[range(N), classes] for t in (x, x * heat[:, None]))
     assert torch.allclose(DropInConfidence(progress=False)(x, heat, classes, model), (before - after).clamp(min=0) / before, atol=1e-5)
-    assert torch.allclose(DropInConfidence(relative=False, progress=False)(x, heat, classes, model), (before - after).clamp(min=0), atol=1e-5)
-    parts = [Coherency(progress=False)(x, GradCAM(model), classes, model), 1 - Complexity()(heat), (2 * ROADCombined([20, 40, 60, 80], progress=False)(x, heat, classes, model)).clamp(0, 1)]
+    assert torch.allclose(
+        DropInConfidence(relative=False, progress=False)(x, heat, classes, model), (before - after).clamp(min=0), atol=1e-5
+    )
+    parts = [
+        Coherency(progress=False)(x, GradCAM(model), classes, model),
+        1 - Complexity()(heat),
+        (2 * ROADCombined([20, 40, 60, 80], progress=False)(x, heat, classes, model)).clamp(0, 1),
+    ]
     want = 3 / sum(1 / part for part in parts)
     assert torch.allclose(ARCC(progress=False)(x, GradCAM(model), classes, model), want, rtol=1e-2, atol=1e-3)
 

@@ -1,4 +1,5 @@
 """The metrics that ask the method again: held to numpy, scipy, scikit-image, captum, quantus and PyPI grad-cam; and the model is never touched."""
+
 import copy
 import functools
 import threading
@@ -45,7 +46,12 @@ class Chance:
     """Maps that depend on each picture alone, and on nothing else."""
 
     def __call__(self, rows, targets):
-        return torch.stack([torch.rand(row.shape[1:], generator=torch.Generator().manual_seed(int(row.double().abs().sum() * 1e6) % 2**31)) for row in rows])
+        return torch.stack(
+            [
+                torch.rand(row.shape[1:], generator=torch.Generator().manual_seed(int(row.double().abs().sum() * 1e6) % 2**31))
+                for row in rows
+            ]
+        )
 
 
 class Guided:
@@ -91,7 +97,10 @@ def test_correlations_are_those_of_scipy(kind):
 def test_ssim_is_that_of_scikit_image(shape):
     a, b = (torch.rand(3, *shape, generator=torch.Generator().manual_seed(s)) * scale for s, scale in ((0, 1), (1, 5)))
     b = b + 2 * a
-    wanted = [skimage.metrics.structural_similarity(u, v, data_range=max(u.max(), v.max()) - min(u.min(), v.min())) for u, v in zip(a.double().numpy(), b.double().numpy())]
+    wanted = [
+        skimage.metrics.structural_similarity(u, v, data_range=max(u.max(), v.max()) - min(u.min(), v.min()))
+        for u, v in zip(a.double().numpy(), b.double().numpy())
+    ]
     assert np.allclose(ssim(a, b), wanted, rtol=1e-4, atol=1e-5)
     heat = maps_of("gradcam")
     wanted = [skimage.metrics.structural_similarity(u, v, data_range=1) for u, v in zip(heat.double().numpy(), heat.double().numpy()[::-1])]
@@ -131,14 +140,23 @@ def test_max_sensitivity_is_captums_and_quantus():
     from captum.metrics import sensitivity_max
 
     x, classes, _ = pictures()
-    metric, cam = MaxSensitivity(.1, samples=3, progress=False), METHODS["gradcam"]()
+    metric, cam = MaxSensitivity(0.1, samples=3, progress=False), METHODS["gradcam"]()
     ours, noise = metric(x, cam, classes), our_noise(metric)
-    captums = sensitivity_max(lambda inputs, target: (cam(inputs[0] if isinstance(inputs, tuple) else inputs, target),), x, lambda inputs, radius: inputs + noise.repeat(N, 1, 1, 1), .1, 3, target=classes)
+    captums = sensitivity_max(
+        lambda inputs, target: (cam(inputs[0] if isinstance(inputs, tuple) else inputs, target),),
+        x,
+        lambda inputs, radius: inputs + noise.repeat(N, 1, 1, 1),
+        0.1,
+        3,
+        target=classes,
+    )
     assert np.allclose(ours, captums, rtol=1e-4)
 
     draws = iter(noise)
     explain = lambda model, inputs, targets, **how: cam(torch.as_tensor(inputs), torch.as_tensor(targets))[:, None].numpy()
-    judge = quantus.MaxSensitivity(nr_samples=3, perturb_func=lambda arr, indices, **how: arr + next(draws).numpy().reshape(1, -1), disable_warnings=True)
+    judge = quantus.MaxSensitivity(
+        nr_samples=3, perturb_func=lambda arr, indices, **how: arr + next(draws).numpy().reshape(1, -1), disable_warnings=True
+    )
     quantus_says = judge(model=network("scenes-cnn"), x_batch=x.numpy(), y_batch=classes.numpy(), explain_func=explain, channel_first=True)
     assert np.allclose(ours, quantus_says, rtol=1e-4)
 
@@ -157,7 +175,7 @@ def test_more_draws_find_more_and_a_zero_map_is_no_division():
 def test_consistency_is_the_mean_over_views(kind):
     x, classes, _ = pictures()
     method = METHODS[kind]()
-    before, views = method(x, classes).numpy(), [(False, .9), (False, 1.1), (True, .9), (True, 1.), (True, 1.1)]
+    before, views = method(x, classes).numpy(), [(False, 0.9), (False, 1.1), (True, 0.9), (True, 1.0), (True, 1.1)]
     wanted = np.zeros(N)
     for mirrored, factor in views:
         rows = (x.flip(-1) if mirrored else x) * factor
@@ -187,7 +205,9 @@ def test_arcc_is_that_of_pypi_grad_cam_but_for_road():
     model, cam = network("scenes-cnn"), METHODS["gradcam"]()
     maps = cam(x, classes)
     judge = theirs.ARCC(lambda input_tensor, targets: cam(input_tensor, targets).numpy())
-    judge.road = lambda input_tensor, cams, targets, model: ROADCombined([20, 40, 60, 80], progress=False)(input_tensor, cams, targets, model).numpy()
+    judge.road = lambda input_tensor, cams, targets, model: ROADCombined([20, 40, 60, 80], progress=False)(
+        input_tensor, cams, targets, model
+    ).numpy()
     assert np.allclose(ARCC(progress=False)(x, cam, classes, model), judge(x, maps.numpy(), classes, model), rtol=1e-4, atol=1e-6)
 
 
@@ -201,7 +221,11 @@ def test_adcc_is_the_papers(kind):
         before, after = (model(t).double().softmax(-1)[range(N), classes].numpy() for t in (x, x * maps[:, None]))
     wanted = []
     for i in range(N):
-        parts = (1 + correlation(again[i].numpy(), maps[i].numpy())) / 2, 1 - maps[i].double().mean().item(), 1 - max(before[i] - after[i], 0) / before[i]
+        parts = (
+            (1 + correlation(again[i].numpy(), maps[i].numpy())) / 2,
+            1 - maps[i].double().mean().item(),
+            1 - max(before[i] - after[i], 0) / before[i],
+        )
         wanted.append(3 / sum(1 / part for part in parts))
     assert np.allclose(ADCC(progress=False)(x, method, classes, model), wanted, rtol=1e-4)
 
@@ -218,7 +242,14 @@ def test_the_true_mask_beats_chance_and_a_uniform_map_is_nothing():
 
 # What they share
 
-AGAIN = [MaxSensitivity(samples=2, progress=False), Consistency(progress=False), Coherency(), ADCC(progress=False), ARCC(progress=False), ParameterRandomisation(stages=2, progress=False)]
+AGAIN = [
+    MaxSensitivity(samples=2, progress=False),
+    Consistency(progress=False),
+    Coherency(),
+    ADCC(progress=False),
+    ARCC(progress=False),
+    ParameterRandomisation(stages=2, progress=False),
+]
 
 
 @pytest.mark.parametrize("metric", AGAIN, ids=lambda m: m.name)
@@ -276,7 +307,11 @@ def state_of(model):
 
 def untouched(model, state):
     quiet = all(not m._forward_hooks and not m._forward_pre_hooks and "forward" not in m.__dict__ for m in model.modules())
-    return quiet and all(torch.equal(t, state[name]) for name, t in model.state_dict().items()) and all(p.grad is None for p in model.parameters())
+    return (
+        quiet
+        and all(torch.equal(t, state[name]) for name, t in model.state_dict().items())
+        and all(p.grad is None for p in model.parameters())
+    )
 
 
 @pytest.mark.parametrize("name", ["scenes-cnn", "scenes-vit"])
@@ -287,14 +322,21 @@ def test_edges_are_flagged_and_gradcam_is_not(name):
     check, once = ParameterRandomisation(stages=4, progress=False), ParameterRandomisation(stages=1, progress=False)
     for rows, targets in ((x, classes), (noise, None)):  # no data, no labels
         assert check.stages(rows, Sobel(), targets, model).flagged
-        for method in (GradCAM(model), LayerCAM(model), EigenCAM(model), RandomCAM(model), Guided(model), *([AttentionRollout(model)] if name == "scenes-vit" else [])):
+        for method in (
+            GradCAM(model),
+            LayerCAM(model),
+            EigenCAM(model),
+            RandomCAM(model),
+            Guided(model),
+            *([AttentionRollout(model)] if name == "scenes-vit" else []),
+        ):
             told = once.stages(rows, method, targets, model)
             assert not told.flagged and "notices" in told.verdict, told
     with pytest.warns(UserWarning, match="Sobel does not notice"):
         assert check(x, Sobel(), classes, model).sub(1).abs().max() < 1e-5
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert check(x, GradCAM(model), classes).mean() < .5
+        assert check(x, GradCAM(model), classes).mean() < 0.5
     assert untouched(model, state) and torch.equal(torch.get_rng_state(), random)
 
 
@@ -303,8 +345,14 @@ def test_the_curve_is_that_of_a_slow_loop():
     order = learnt_layers(model, x)
     seeds = torch.randint(2**31, (len(order),), generator=torch.Generator().manual_seed(7)).tolist()
     for form in ("cascading", "independent"):
-        told = ParameterRandomisation(form, layers=["layer4", "fc", "conv1"], seed=7, progress=False).stages(x, GradCAM(model), classes, return_maps=True)
-        assert told.names == (["fc", "layer4.0.conv1", "conv1.0"] if form == "cascading" else ["fc", "layer4.0.downsample.1 … layer4.0.conv1", "conv1.6 … conv1.0"])
+        told = ParameterRandomisation(form, layers=["layer4", "fc", "conv1"], seed=7, progress=False).stages(
+            x, GradCAM(model), classes, return_maps=True
+        )
+        assert told.names == (
+            ["fc", "layer4.0.conv1", "conv1.0"]
+            if form == "cascading"
+            else ["fc", "layer4.0.downsample.1 … layer4.0.conv1", "conv1.6 … conv1.0"]
+        )
         before = GradCAM(model, "layer4")(x, classes)
         forgetful = copy.deepcopy(model)
         for stage, block in enumerate(("fc", "layer4", "conv1")):
@@ -335,7 +383,9 @@ def test_a_wholly_forgotten_network_is_that_of_quantus(monkeypatch):
 
     monkeypatch.setattr(room, "redraw", as_quantus_draws)
     ours = ParameterRandomisation(stages=1, progress=False).stages(x, GradCAM(model, "layer4"), classes)
-    explain = lambda model, inputs, targets, **how: GradCAM(model, "layer4")(torch.as_tensor(inputs), torch.as_tensor(targets))[:, None].numpy()
+    explain = lambda model, inputs, targets, **how: GradCAM(model, "layer4")(torch.as_tensor(inputs), torch.as_tensor(targets))[
+        :, None
+    ].numpy()
     judge = quantus.MPRT(return_last_correlation=True, skip_layers=True, disable_warnings=True, normalise=False)
     with torch.random.fork_rng(devices=[]):
         quantus_says = judge(model=model, x_batch=x.numpy(), y_batch=classes.numpy(), explain_func=explain, channel_first=True)
@@ -346,23 +396,33 @@ def test_every_parameter_is_drawn_anew():
     import timm
     import torchvision
 
-    makers = {"vit": lambda: timm.create_model("test_vit"), "convnext": lambda: timm.create_model("test_convnext"), "efficientnet": lambda: timm.create_model("test_efficientnet"),
-              "torchvision vit": lambda: torchvision.models.VisionTransformer(32, 16, 2, 2, 32, 64, num_classes=5)}
+    makers = {
+        "vit": lambda: timm.create_model("test_vit"),
+        "convnext": lambda: timm.create_model("test_convnext"),
+        "efficientnet": lambda: timm.create_model("test_efficientnet"),
+        "torchvision vit": lambda: torchvision.models.VisionTransformer(32, 16, 2, 2, 32, 64, num_classes=5),
+    }
     for label, make in makers.items():
         torch.manual_seed(0)
         model = make().eval()
         with torch.no_grad():
             for t in model.state_dict().values():  # as if trained: no number stands where an initialisation puts it
                 if t.is_floating_point():
-                    t.add_(torch.rand_like(t) + .1)
+                    t.add_(torch.rand_like(t) + 0.1)
         size = 32 if label == "torchvision vit" else 160
         order = learnt_layers(model, torch.randn(1, 3, size, size))
-        assert {f"{name}.{own}".strip(".") for name in order for own, _ in model.get_submodule(name).named_parameters(recurse=False)} == {name for name, _ in model.named_parameters()}, label
+        assert {f"{name}.{own}".strip(".") for name in order for own, _ in model.get_submodule(name).named_parameters(recurse=False)} == {
+            name for name, _ in model.named_parameters()
+        }, label
         for how in ("reset", "shuffle"):
             forgetful = copy.deepcopy(model)
             for name in order:
                 redraw(forgetful.get_submodule(name), 0, how)
-            same = [name for (name, a), (_, b) in zip(model.state_dict().items(), forgetful.state_dict().items()) if a.is_floating_point() and a.numel() > 1 and torch.equal(a, b)]
+            same = [
+                name
+                for (name, a), (_, b) in zip(model.state_dict().items(), forgetful.state_dict().items())
+                if a.is_floating_point() and a.numel() > 1 and torch.equal(a, b)
+            ]
             assert not same, (label, how, same)
             # The class token and the position embedding have no initialisation to call: their numbers change places.
             if label == "vit":
@@ -485,7 +545,7 @@ def test_a_map_that_never_changes_is_flagged_even_if_constant():
             self.maps = maps
 
         def __call__(self, rows, targets):
-            return self.maps[:len(rows)]
+            return self.maps[: len(rows)]
 
     check = ParameterRandomisation(stages=2, progress=False)
     for maps, words in ((mask, "does not notice"), (torch.ones(N, 128, 128), "was not tested")):
@@ -495,5 +555,7 @@ def test_a_map_that_never_changes_is_flagged_even_if_constant():
 
 def test_methods_that_run_the_model_many_times_notice():
     x, classes, _ = pictures()
-    told = ParameterRandomisation(stages=1, progress=False).stages(x[:1], ScoreCAM(network("scenes-cnn"), "layer4", progress=False), classes[:1])
+    told = ParameterRandomisation(stages=1, progress=False).stages(
+        x[:1], ScoreCAM(network("scenes-cnn"), "layer4", progress=False), classes[:1]
+    )
     assert not told.flagged

@@ -1,4 +1,5 @@
 """The path of somebody new: the code of Start and of the README, in order, with nothing but what the package itself requires."""
+
 import base64
 import io
 import json
@@ -19,7 +20,11 @@ from packaging.requirements import Requirement
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
-START = next(entry for entry in yaml.safe_load((ROOT / "_quarto.yml").read_text())["book"]["chapters"] if isinstance(entry, dict) and entry["part"] == "Start")["chapters"]
+START = next(
+    entry
+    for entry in yaml.safe_load((ROOT / "_quarto.yml").read_text())["book"]["chapters"]
+    if isinstance(entry, dict) and entry["part"] == "Start"
+)["chapters"]
 DATA = Path(os.environ.get("GRADCAM_NB_DATA", ROOT.parent / "shared/data"))
 # The kernel that runs the cells is no part of the package.
 KERNEL = ["ipykernel"]
@@ -57,7 +62,11 @@ def newcomer(tmp_path_factory):
     python = Path(sysconfig.get_path("scripts", vars=paths)) / "python"
     spec = folder / "share/jupyter/kernels/newcomer"
     spec.mkdir(parents=True)
-    (spec / "kernel.json").write_text(json.dumps(dict(argv=[str(python), "-m", "ipykernel_launcher", "-f", "{connection_file}"], display_name="newcomer", language="python")))
+    (spec / "kernel.json").write_text(
+        json.dumps(
+            dict(argv=[str(python), "-m", "ipykernel_launcher", "-f", "{connection_file}"], display_name="newcomer", language="python")
+        )
+    )
     return python
 
 
@@ -70,8 +79,23 @@ def pictures(cell):
 def test_what_is_there(newcomer):
     look = "import importlib.util as i, sys; print(*[name for name in sys.argv[1:] if i.find_spec(name)])"
     found = lambda names: set(subprocess.run([newcomer, "-c", look, *names], capture_output=True, text=True, check=True).stdout.split())
-    assert not found({"nbdev", "fastcore", "pytest", "transformers", "pytorch_grad_cam", "captum", "playwright", "sklearn", "scipy", "jupyterlab"})
-    needed = {"torch", "torchvision", "timm", "numpy", "matplotlib", "PIL", "cv2", "ipywidgets", "anywidget", "gradcam_nb", "pandas", "tqdm"}
+    assert not found(
+        {"nbdev", "fastcore", "pytest", "transformers", "pytorch_grad_cam", "captum", "playwright", "sklearn", "scipy", "jupyterlab"}
+    )
+    needed = {
+        "torch",
+        "torchvision",
+        "timm",
+        "numpy",
+        "matplotlib",
+        "PIL",
+        "cv2",
+        "ipywidgets",
+        "anywidget",
+        "gradcam_nb",
+        "pandas",
+        "tqdm",
+    }
     assert found(needed) == needed
 
 
@@ -105,5 +129,7 @@ def test_readme(newcomer, tmp_path):
     code += "\nopen('shown.png', 'wb').write(explanation.show()._repr_png_())"
     subprocess.run([newcomer, "-W", "ignore", "-c", code], check=True, cwd=tmp_path)
     assert sorted(file.suffix for file in (tmp_path / "output").iterdir()) == [".json", ".npy", ".png"]
-    one, other = (np.asarray(Image.open(file).convert("RGB")).astype(int) for file in (tmp_path / "shown.png", ROOT / "book/first_picture.png"))
+    one, other = (
+        np.asarray(Image.open(file).convert("RGB")).astype(int) for file in (tmp_path / "shown.png", ROOT / "book/first_picture.png")
+    )
     assert one.shape == other.shape and np.abs(one - other).mean() < 2

@@ -2,6 +2,7 @@
 
 Where one of them computes something else, nothing is compared: the method's page lists the difference, with its size.
 """
+
 import copy
 import functools
 from types import SimpleNamespace
@@ -12,8 +13,29 @@ import timm
 import torch
 import torchvision
 
-from gradcam_nb import (CAM, EigenCAM, EigenGradCAM, FEM, FinerCAM, GradCAM, GradCAMElementWise, GradCAMPlusPlus, GuidedBackpropReLUModel, GuidedGradCAM, HiResCAM,
-                        KPCA_CAM, LayerCAM, LeGrad, RefineCAM, SegEigenCAM, SmoothGradCAMPlusPlus, XGradCAM, preprocess_for, record, vit_reshape_transform)
+from gradcam_nb import (
+    CAM,
+    FEM,
+    KPCA_CAM,
+    EigenCAM,
+    EigenGradCAM,
+    FinerCAM,
+    GradCAM,
+    GradCAMElementWise,
+    GradCAMPlusPlus,
+    GuidedBackpropReLUModel,
+    GuidedGradCAM,
+    HiResCAM,
+    LayerCAM,
+    LeGrad,
+    RefineCAM,
+    SegEigenCAM,
+    SmoothGradCAMPlusPlus,
+    XGradCAM,
+    preprocess_for,
+    record,
+    vit_reshape_transform,
+)
 from gradcam_nb.core.heatmap import resize
 from gradcam_nb.methods.deep_feature_factorization import dff
 from gradcam_nb.methods.sobel import sobel_cam
@@ -24,10 +46,23 @@ LOUD = 1e6  # times the score: the constants which others add to its gradient's 
 def twin(weights):
     """timm's ViT-tiny as torchvision builds it."""
     model = torchvision.models.VisionTransformer(image_size=224, patch_size=16, num_layers=12, num_heads=3, hidden_dim=192, mlp_dim=768)
-    names = {"pos_embed": "encoder.pos_embedding", "cls_token": "class_token", "patch_embed.proj": "conv_proj", "norm.": "encoder.ln.", "head.": "heads.head.",
-             "blocks.": "encoder.layers.encoder_layer_", "norm1": "ln_1", "norm2": "ln_2", "attn.qkv.": "self_attention.in_proj_", "attn.proj": "self_attention.out_proj",
-             "mlp.fc1": "mlp.0", "mlp.fc2": "mlp.3"}
-    model.load_state_dict({functools.reduce(lambda name, pair: name.replace(*pair), names.items(), name): tensor for name, tensor in weights.items()})
+    names = {
+        "pos_embed": "encoder.pos_embedding",
+        "cls_token": "class_token",
+        "patch_embed.proj": "conv_proj",
+        "norm.": "encoder.ln.",
+        "head.": "heads.head.",
+        "blocks.": "encoder.layers.encoder_layer_",
+        "norm1": "ln_1",
+        "norm2": "ln_2",
+        "attn.qkv.": "self_attention.in_proj_",
+        "attn.proj": "self_attention.out_proj",
+        "mlp.fc1": "mlp.0",
+        "mlp.fc2": "mlp.3",
+    }
+    model.load_state_dict(
+        {functools.reduce(lambda name, pair: name.replace(*pair), names.items(), name): tensor for name, tensor in weights.items()}
+    )
     return model.eval()
 
 
@@ -37,13 +72,26 @@ NETWORKS = {  # how it is built (real weights: by its name), the layer and one i
     "resnet18, inner": (torchvision.models.resnet18, "layer3", "layer2", None),
     "vgg11": (torchvision.models.vgg11, "features.19", "features.14", None),
     "vit": (VIT, "blocks.11.norm1", "blocks.8.norm1", vit_reshape_transform),
-    "torchvision vit": (lambda: twin(VIT().state_dict()), "encoder.layers.encoder_layer_11.ln_1", "encoder.layers.encoder_layer_8.ln_1", vit_reshape_transform),
+    "torchvision vit": (
+        lambda: twin(VIT().state_dict()),
+        "encoder.layers.encoder_layer_11.ln_1",
+        "encoder.layers.encoder_layer_8.ln_1",
+        vit_reshape_transform,
+    ),
     "mobilenet_v2, real": ("mobilenet_v2_imagenet", "features.18", "features.13", None),
     "squeezenet1_1, real": ("squeezenet1_1_imagenet", "features.12", "features.7", None),
     "vit, real": ("vit_tiny_imagenet", "blocks.11.norm1", "blocks.8.norm1", vit_reshape_transform),
-    "torchvision vit, real": ("vit_tiny_imagenet", "encoder.layers.encoder_layer_11.ln_1", "encoder.layers.encoder_layer_8.ln_1", vit_reshape_transform),
+    "torchvision vit, real": (
+        "vit_tiny_imagenet",
+        "encoder.layers.encoder_layer_11.ln_1",
+        "encoder.layers.encoder_layer_8.ln_1",
+        vit_reshape_transform,
+    ),
 }
-POOLED = ["resnet18", "mobilenet_v2, real"]  # behind the layer a global average and one linear layer: the gradient is the same at all places
+POOLED = [
+    "resnet18",
+    "mobilenet_v2, real",
+]  # behind the layer a global average and one linear layer: the gradient is the same at all places
 CNNS = [*POOLED, "vgg11", "squeezenet1_1, real"]  # the layer gives nothing negative
 VITS = ["vit", "vit, real"]
 EVERY = [*CNNS, *VITS]
@@ -65,7 +113,9 @@ def case(name, data):
         model = twin(model.state_dict()) if name.startswith("torchvision") else model
     # The others' backward passes go through all that learns: let them end in front of the layers asked about.
     model.requires_grad_(False).get_submodule(front).register_forward_hook(lambda module, given, output: output.requires_grad_())
-    return SimpleNamespace(model=model, layer=layer, module=model.get_submodule(layer), front=front, both=[front, layer], reshape=reshape, x=x, classes=classes)
+    return SimpleNamespace(
+        model=model, layer=layer, module=model.get_submodule(layer), front=front, both=[front, layer], reshape=reshape, x=x, classes=classes
+    )
 
 
 def scores(n, loud=1):
@@ -141,7 +191,9 @@ def lifted(n):
 
 
 def one_concept(n):
-    return torch.as_tensor(pytest.importorskip("pytorch_grad_cam.feature_factorization.deep_feature_factorization").dff(lifted(n).numpy(), 1)[1])
+    return torch.as_tensor(
+        pytest.importorskip("pytorch_grad_cam.feature_factorization.deep_feature_factorization").dff(lifted(n).numpy(), 1)[1]
+    )
 
 
 TABLE = {  # ours, theirs, the networks on which they compute the same thing
@@ -156,14 +208,22 @@ TABLE = {  # ours, theirs, the networks on which they compute the same thing
     "XGradCAM, grad-cam": (ours(XGradCAM), grad_cam("XGradCAM"), CNNS + INNER),
     "XGradCAM, torchcam": (ours(XGradCAM), torchcam("XGradCAM"), CNNS + INNER),
     "GradCAMPlusPlus, grad-cam": (ours(GradCAMPlusPlus, loud=LOUD), grad_cam("GradCAMPlusPlus", loud=LOUD), EVERY + INNER),
-    "SmoothGradCAMPlusPlus, torchcam": (ours(SmoothGradCAMPlusPlus, loud=LOUD, samples=2), torchcam("SmoothGradCAMpp", loud=LOUD, num_samples=2, std=1e-9), POOLED),
+    "SmoothGradCAMPlusPlus, torchcam": (
+        ours(SmoothGradCAMPlusPlus, loud=LOUD, samples=2),
+        torchcam("SmoothGradCAMpp", loud=LOUD, num_samples=2, std=1e-9),
+        POOLED,
+    ),
     "CAM, torchcam": (ours(CAM), torchcam("CAM"), POOLED),
     "EigenCAM, grad-cam": (ours(EigenCAM), either_way("EigenCAM"), EVERY),
     "EigenGradCAM, grad-cam": (ours(EigenGradCAM), either_way("EigenGradCAM"), EVERY),
     "KPCA_CAM, grad-cam": (ours(KPCA_CAM), either_way("KPCA_CAM"), EVERY),
     "SegEigenCAM, grad-cam": (ours(SegEigenCAM), grad_cam("SegEigenCAM"), EVERY),
     "FEM, grad-cam": (ours(FEM, form="share"), grad_cam("FEM"), EVERY),
-    "FinerCAM, grad-cam": (lambda n: FinerCAM(n.model, n.layer, weighting="softmax", gamma=1)(n.x), grad_cam("FinerCAM", untold=True), EVERY),
+    "FinerCAM, grad-cam": (
+        lambda n: FinerCAM(n.model, n.layer, weighting="softmax", gamma=1)(n.x),
+        grad_cam("FinerCAM", untold=True),
+        EVERY,
+    ),
     "FinerCAM, torchcam": (ours(FinerCAM), torchcam("FinerCAM"), EVERY),
     "RefineCAM, grad-cam": (refined_here, grad_cam("RefineCAM", both=True), EVERY),
     "RefineCAM, torchcam": (refined_here, torchcam("RefineCAM", both=True, how={"target_shape": (224, 224)}), EVERY),

@@ -1,4 +1,5 @@
 """What the README says is so."""
+
 import json
 import re
 from pathlib import Path
@@ -21,11 +22,21 @@ def test_what_was_measured_is_within_its_bound():
 
 
 def test_its_other_figures_are_what_was_measured():
-    cost = {row["case"]: row["multiple"] for row in json.loads((ROOT / "benchmarks/results.json").read_text())["rows"] if row["group"] in ("methods, batch 8", "classes, batch 1")}
+    cost = {
+        row["case"]: row["multiple"]
+        for row in json.loads((ROOT / "benchmarks/results.json").read_text())["rows"]
+        if row["group"] in ("methods, batch 8", "classes, batch 1")
+    }
     said = README.split("Batch 8, multiples of a forward pass:")[1].split("## More")[0]
     six = ["HiResCAM", "LayerCAM", "GradCAMPlusPlus", "XGradCAM", "EigenCAM", "EigenGradCAM"]
     assert all(name in said for name in six)
-    named = [max(cost[name] for name in six), cost["eight methods, compare"], cost["GradCAM, aug_smooth"], cost["ten classes, GradCAM.many"], cost["FullGrad"]]
+    named = [
+        max(cost[name] for name in six),
+        cost["eight methods, compare"],
+        cost["GradCAM, aug_smooth"],
+        cost["ten classes, GradCAM.many"],
+        cost["FullGrad"],
+    ]
     assert re.findall(r"\d+\.\d\d", said) == [f"{value:.2f}" for value in named]
 
 

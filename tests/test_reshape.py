@@ -1,4 +1,5 @@
 """Reshape transforms: each against a loop by hand, what is picked from two shapes, and models with nothing told."""
+
 from functools import partial
 from itertools import product
 
@@ -26,7 +27,9 @@ def numbered(*spatial):
 
 def written(laid, prefix=0, sequence_first=False):
     """A grid as a list of tokens, place by place in a loop, with tokens of -1 in front."""
-    tokens = [torch.full((B, C), -1.0)] * prefix + [laid[(slice(None), slice(None), *place)] for place in product(*map(range, laid.shape[2:]))]
+    tokens = [torch.full((B, C), -1.0)] * prefix + [
+        laid[(slice(None), slice(None), *place)] for place in product(*map(range, laid.shape[2:]))
+    ]
     return torch.stack(tokens, 0 if sequence_first else 1)
 
 
@@ -171,10 +174,14 @@ def test_18_a_layer_that_gives_a_pyramid_is_laid_by_itself(kind):
     model, x = Pyramid(kind).eval(), torch.randn(2, 3, 32, 48)
     heat = GradCAM(model, "backbone")(x, 1)
     found = model.backbone(x)
-    found = [level.detach().requires_grad_() for level in (found.values() if kind is dict else found)]  # what the layer gives, not how it came about
+    found = [
+        level.detach().requires_grad_() for level in (found.values() if kind is dict else found)
+    ]  # what the layer gives, not how it came about
     gradients = torch.autograd.grad(model_score(model, found), found)
     laid, weights = fpn_reshape_transform(found), torch.cat([g.mean((2, 3)) for g in gradients], 1)
-    by_hand = nn.functional.interpolate((weights[:, :, None, None] * laid).sum(1, keepdim=True).relu(), size=(32, 48), mode="bilinear")[:, 0].detach()
+    by_hand = nn.functional.interpolate((weights[:, :, None, None] * laid).sum(1, keepdim=True).relu(), size=(32, 48), mode="bilinear")[
+        :, 0
+    ].detach()
     torch.testing.assert_close(heat, by_hand / by_hand.amax((1, 2), keepdim=True), rtol=1e-4, atol=1e-5)
     assert (weights < 0).any()
 
@@ -188,7 +195,20 @@ def test_what_is_no_pyramid():
     states = (r(2, 50, 8), (r(2, 8), r(2, 8)))
     windows = [r(2, 4, 8, 8), r(8, 4, 4, 4)]
     crossed = [r(2, 4, 8, 4), r(2, 4, 4, 8)]
-    for output in (r(2, 4, 8, 8), [r(2, 4, 8, 8)], [r(2, 4, 8, 8)] * 2, states, windows, crossed, (r(2, 4, 8, 8), None), {}, [], None, "ab", dict(logits=r(2, 5), aux=r(2, 7))):
+    for output in (
+        r(2, 4, 8, 8),
+        [r(2, 4, 8, 8)],
+        [r(2, 4, 8, 8)] * 2,
+        states,
+        windows,
+        crossed,
+        (r(2, 4, 8, 8), None),
+        {},
+        [],
+        None,
+        "ab",
+        dict(logits=r(2, 5), aux=r(2, 7)),
+    ):
         assert not is_pyramid(output)
 
 
@@ -218,7 +238,23 @@ def test_patches_that_cut_off_what_is_left_over(size, patch, prefix):
     assert token_grid(prefix + grid[0] * grid[1], size) == (prefix, *grid)
 
 
-@pytest.mark.parametrize("tokens, size", [(77, (224, 224)), (77, (336, 336)), (64, (800, 1333)), (100, (800, 800)), (100, (800, 1066)), (100, (800, 1333)), (100, (640, 640)), (100, (512, 512)), (300, (800, 1333)), (1000, (224, 224)), (1, (224, 224)), (2, (224, 224))])
+@pytest.mark.parametrize(
+    "tokens, size",
+    [
+        (77, (224, 224)),
+        (77, (336, 336)),
+        (64, (800, 1333)),
+        (100, (800, 800)),
+        (100, (800, 1066)),
+        (100, (800, 1333)),
+        (100, (640, 640)),
+        (100, (512, 512)),
+        (300, (800, 1333)),
+        (1000, (224, 224)),
+        (1, (224, 224)),
+        (2, (224, 224)),
+    ],
+)
 def test_lists_that_are_no_pictures(tokens, size):
     """Words of a text, queries of a detector, classes."""
     assert token_grid(tokens, size) is None and pick_reshape((2, tokens, 64), size, 2) is None
@@ -298,8 +334,13 @@ def test_as_many_pictures_as_tokens_are_pictures_first():
 
 def test_convolutions_of_signals_are_not_taken_for_tokens():
     """Every length that a padded or unpadded network of common widths gives."""
-    for length, channels in product((96, 100, 128, 187, 250, 1000, 1024, 3000, 16000), (1, 2, 4, 6, 8, 10, 12, 16, 20, 24, 30, 32, 40, 48, 50, 60, 64, 96, 100, 120, 128, 192, 200, 256, 320, 512, 768, 1024)):
-        for n in {length >> k for k in range(6)} | {-(-length >> k) for k in range(6)} | {length - 4, (length - 4) // 2, (length - 12) // 4}:
+    for length, channels in product(
+        (96, 100, 128, 187, 250, 1000, 1024, 3000, 16000),
+        (1, 2, 4, 6, 8, 10, 12, 16, 20, 24, 30, 32, 40, 48, 50, 60, 64, 96, 100, 120, 128, 192, 200, 256, 320, 512, 768, 1024),
+    ):
+        for n in (
+            {length >> k for k in range(6)} | {-(-length >> k) for k in range(6)} | {length - 4, (length - 4) // 2, (length - 12) // 4}
+        ):
             assert signal_tokens((2, channels, n), length) is None and pick_reshape((2, channels, n), (length,)) is as_it_is
 
 
@@ -363,8 +404,22 @@ def mvit(num_classes):
     def block(heads, c, out, stride_q, stride_kv):
         return MSBlockConfig(heads, c, out, kernel_q=[3, 3, 3], kernel_kv=[3, 3, 3], stride_q=stride_q, stride_kv=stride_kv)
 
-    blocks = [block(1, 16, 32, [1, 1, 1], [1, 4, 4]), block(2, 32, 64, [1, 2, 2], [1, 2, 2]), block(4, 64, 64, [1, 2, 2], [1, 1, 1]), block(4, 64, 64, [1, 1, 1], [1, 1, 1])]
-    return MViT((64, 64), 8, blocks, residual_pool=False, residual_with_cls_embed=False, rel_pos_embed=False, proj_after_attn=False, num_classes=num_classes)
+    blocks = [
+        block(1, 16, 32, [1, 1, 1], [1, 4, 4]),
+        block(2, 32, 64, [1, 2, 2], [1, 2, 2]),
+        block(4, 64, 64, [1, 2, 2], [1, 1, 1]),
+        block(4, 64, 64, [1, 1, 1], [1, 1, 1]),
+    ]
+    return MViT(
+        (64, 64),
+        8,
+        blocks,
+        residual_pool=False,
+        residual_with_cls_embed=False,
+        rel_pos_embed=False,
+        proj_after_attn=False,
+        num_classes=num_classes,
+    )
 
 
 VIDEO = {
@@ -399,7 +454,10 @@ def hf():
 
 
 SMALL = dict(hidden_size=32, num_hidden_layers=3, num_attention_heads=2, intermediate_size=64)
-SQUARE, WIDE = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)), torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+SQUARE, WIDE = (
+    torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)),
+    torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0)),
+)
 
 
 @pytest.mark.parametrize("as_dict", [False, True])
@@ -410,7 +468,9 @@ def test_hugging_face_vit(hf, as_dict):
 
 
 def test_hugging_face_dino_with_registers(hf):
-    config = hf.Dinov2WithRegistersConfig(hidden_size=32, num_hidden_layers=3, num_attention_heads=2, mlp_ratio=2, image_size=64, patch_size=8, num_labels=5)
+    config = hf.Dinov2WithRegistersConfig(
+        hidden_size=32, num_hidden_layers=3, num_attention_heads=2, mlp_ratio=2, image_size=64, patch_size=8, num_labels=5
+    )
     layer = explained(lambda: hf.Dinov2WithRegistersForImageClassification(config), SQUARE)
     assert (name(layer), layer.grid, layer.shape) == ("vit", (8, 8), (1, 69, 32))
 
@@ -429,20 +489,37 @@ def test_hugging_face_segformer(hf):
     assert explained(lambda: hf.SegformerForImageClassification(config), WIDE).grid == (2, 3)
     model = hf.SegformerForSemanticSegmentation(config).eval()
     assert suggest_layer(model, WIDE).grid == (2, 3)
-    told, found = (GradCAM(model, "segformer.stages.3", transform)(WIDE, lambda output: output["logits"][2].square().sum()) for transform in (as_it_is, None))
+    told, found = (
+        GradCAM(model, "segformer.stages.3", transform)(WIDE, lambda output: output["logits"][2].square().sum())
+        for transform in (as_it_is, None)
+    )
     assert torch.equal(told, found) and told.amax() == 1
 
 
 def test_hugging_face_clip_vision(hf):
     config, text = hf.CLIPVisionConfig(**SMALL, image_size=64, patch_size=8, projection_dim=16), torch.randn(16)
-    layer = explained(lambda: hf.CLIPVisionModelWithProjection(config), dict(pixel_values=SQUARE), target=lambda output: output["image_embeds"] @ text)
+    layer = explained(
+        lambda: hf.CLIPVisionModelWithProjection(config), dict(pixel_values=SQUARE), target=lambda output: output["image_embeds"] @ text
+    )
     assert (name(layer), layer.grid, layer.shape) == ("vit", (8, 8), (1, 65, 32))
 
 
 def test_hugging_face_detr(hf):
     """The grid of its encoder is that of a convolutional network, which rounds up: 200 × 266 pixels are 7 × 9 places."""
-    backbone = hf.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16, 24, 32], depths=[1, 1, 1, 1], layer_type="basic", out_features=["stage4"])
-    ours = dict(d_model=32, encoder_layers=2, decoder_layers=2, encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=64, decoder_ffn_dim=64, num_queries=20, num_labels=5)
+    backbone = hf.ResNetConfig(
+        embedding_size=8, hidden_sizes=[8, 16, 24, 32], depths=[1, 1, 1, 1], layer_type="basic", out_features=["stage4"]
+    )
+    ours = dict(
+        d_model=32,
+        encoder_layers=2,
+        decoder_layers=2,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=64,
+        decoder_ffn_dim=64,
+        num_queries=20,
+        num_labels=5,
+    )
     config = hf.DetrConfig(use_timm_backbone=False, use_pretrained_backbone=False, backbone=None, backbone_config=backbone, **ours)
     x = dict(pixel_values=torch.randn(2, 3, 200, 266, generator=torch.Generator().manual_seed(0)))
     layer = explained(lambda: hf.DetrForObjectDetection(config), x, target=lambda output: output["logits"][3, 1])

@@ -1,4 +1,5 @@
 """ScoreCAM and its family against their papers, slowly: one pass a channel, masks in plain numpy."""
+
 import copy
 import gc
 import weakref
@@ -23,7 +24,11 @@ NETWORKS = {
     "resnet18": (torchvision.models.resnet18, "layer1", lambda t: t),
     "densenet121": (torchvision.models.densenet121, "features.pool0", lambda t: t),
     "mobilenet_v2": (torchvision.models.mobilenet_v2, "features.6", lambda t: t),
-    "vit": (lambda: timm.create_model("vit_tiny_patch16_224", img_size=64, embed_dim=48, depth=2, num_heads=2), "blocks.1.norm1", lambda t: t[:, 1:].transpose(1, 2).unflatten(2, (4, 4))),
+    "vit": (
+        lambda: timm.create_model("vit_tiny_patch16_224", img_size=64, embed_dim=48, depth=2, num_heads=2),
+        "blocks.1.norm1",
+        lambda t: t[:, 1:].transpose(1, 2).unflatten(2, (4, 4)),
+    ),
     "swin": (lambda: timm.create_model("swin_tiny_patch4_window7_224", **SWIN), "layers.1", lambda t: t.permute(0, 3, 1, 2)),
 }
 
@@ -56,7 +61,8 @@ def lines(old, new):
     return matrix
 
 
-def enlarged(channel, size): return lines(channel.shape[0], size) @ channel @ lines(channel.shape[1], size).T
+def enlarged(channel, size):
+    return lines(channel.shape[0], size) @ channel @ lines(channel.shape[1], size).T
 
 
 def slow_scores(model, picture, activations, looks=lambda mask, picture: [mask * picture], probability=False):
@@ -71,7 +77,8 @@ def slow_scores(model, picture, activations, looks=lambda mask, picture: [mask *
     return np.array(scores)
 
 
-def softmax(scores): return np.exp(scores - scores.max()) / np.exp(scores - scores.max()).sum()
+def softmax(scores):
+    return np.exp(scores - scores.max()) / np.exp(scores - scores.max()).sum()
 
 
 def slow_map(activations, weights, size):
@@ -113,7 +120,10 @@ def test_sscam_is_its_formula(name):
     side = built(name)[1].shape[-1]
     on_mask = 0.3 * torch.randn(3, side, side, generator=torch.Generator().manual_seed(5))
     on_input = 0.3 * torch.randn(3, 3, side, side, generator=torch.Generator().manual_seed(5))
-    for noise, looks in (("mask", lambda mask, picture: [(mask + n) * picture for n in on_mask]), ("input", lambda mask, picture: [mask * picture + n for n in on_input])):
+    for noise, looks in (
+        ("mask", lambda mask, picture: [(mask + n) * picture for n in on_mask]),
+        ("input", lambda mask, picture: [mask * picture + n for n in on_input]),
+    ):
         check(SSCAM, name, lambda model, picture, a, g: slow_scores(model, picture, a, looks), samples=3, std=0.3, seed=5, noise=noise)  # noqa: B023
 
 
@@ -163,7 +173,8 @@ class Small(nn.Module):
         return 20 * self.head(a[:, :8].flatten(2).pow(2).mean(-1))
 
 
-def pearson(a, b): return torch.corrcoef(torch.stack([a.flatten(), b.flatten()]).float())[0, 1].item()
+def pearson(a, b):
+    return torch.corrcoef(torch.stack([a.flatten(), b.flatten()]).float())[0, 1].item()
 
 
 def test_agrees_with_grad_cam():
@@ -186,7 +197,10 @@ def test_agrees_with_torchcam():
     summed.brightness, summed.variants = (torch.arange(1, 6) / 5).cumsum(0), 5  # their sum begins a step later
     for ours, theirs in (
         (ScoreCAM(model, "layer", **QUIET), torchcam.ScoreCAM(model, "layer", input_shape=(3, 24, 24))),
-        (SSCAM(model, "layer", samples=2, std=0, **QUIET), torchcam.SSCAM(model, "layer", num_samples=2, std=1e-9, input_shape=(3, 24, 24))),
+        (
+            SSCAM(model, "layer", samples=2, std=0, **QUIET),
+            torchcam.SSCAM(model, "layer", num_samples=2, std=1e-9, input_shape=(3, 24, 24)),
+        ),
         (summed, torchcam.ISCAM(model, "layer", num_samples=5, input_shape=(3, 24, 24))),
     ):
         with theirs, torch.no_grad():
@@ -303,11 +317,14 @@ def test_noise_is_not_that_of_others():
 
 def test_inputs_of_other_kinds():
     """A dict, a tuple with something that has no places, a list of pictures."""
+
     class Named(Small):
-        def forward(self, image, gain=None): return super().forward(image) * (1 if gain is None else gain[:, None])
+        def forward(self, image, gain=None):
+            return super().forward(image) * (1 if gain is None else gain[:, None])
 
     class Listed(Small):
-        def forward(self, images): return super().forward(torch.stack(images))
+        def forward(self, images):
+            return super().forward(torch.stack(images))
 
     torch.manual_seed(0)
     x = torch.randn(2, 3, 16, 16)

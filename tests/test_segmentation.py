@@ -1,4 +1,5 @@
 """Segmenters: the target is pytorch_grad_cam's where that has one, masks lie the right way round, and the maps lie on what they are asked about."""
+
 import json
 import warnings
 
@@ -62,7 +63,15 @@ def test_masks_lie_the_right_way_round():
     mask[10:20, 40:80] = 255
     small = torch.zeros(30, 40)
     small[5:10, 20:] = 255
-    for kind in (mask, mask[::-1][::-1], mask.astype(np.uint16), mask.astype(np.float64), Image.fromarray(mask), torch.from_numpy(mask), torch.from_numpy(mask)[None].half()):
+    for kind in (
+        mask,
+        mask[::-1][::-1],
+        mask.astype(np.uint16),
+        mask.astype(np.float64),
+        Image.fromarray(mask),
+        torch.from_numpy(mask),
+        torch.from_numpy(mask)[None].half(),
+    ):
         assert torch.equal(SemanticSegmentationTarget(0, kind).places(planes), small)
     assert SemanticSegmentationTarget(0, mask > 0).places(planes).max() == 1
     for pixel in ((0, 0), (59, 79), (10, 79), (31, 2)):
@@ -87,17 +96,23 @@ def test_outputs_and_heads():
     assert SemanticSegmentationTarget(1, (2, 3, 4))(volume) == volume[1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("ask, message", [
-    (lambda: SemanticSegmentationTarget(3)(torch.zeros(3, 4, 4)), "class 3 of a model with 3 classes; pass 0 to 2"),
-    (lambda: SemanticSegmentationTarget(-1)(torch.zeros(3, 4, 4)), "pass 0 to 2"),
-    (lambda: SemanticSegmentationTarget(None)(torch.zeros(3, 4, 4)), "no class given"),
-    (lambda: SemanticSegmentationTarget(0, np.zeros((4, 4))), "it is empty"),
-    (lambda: SemanticSegmentationTarget(0, torch.full((4, 4), torch.nan)), "NaN"),
-    (lambda: SemanticSegmentationTarget(0, torch.eye(400)[:1].expand(400, 400) * torch.eye(400)[:, :1])(torch.zeros(3, 4, 4)), "nothing is left of it"),
-    (lambda: SemanticSegmentationTarget(0, (4, 0))(torch.zeros(3, 4, 4)), "pass (row, column) inside of it"),
-    (lambda: SemanticSegmentationTarget(0, (0, 0))(torch.zeros(7)), "no planes of class scores"),
-    (lambda: SemanticSegmentationTarget(0)([]), "no planes of class scores"),
-])
+@pytest.mark.parametrize(
+    "ask, message",
+    [
+        (lambda: SemanticSegmentationTarget(3)(torch.zeros(3, 4, 4)), "class 3 of a model with 3 classes; pass 0 to 2"),
+        (lambda: SemanticSegmentationTarget(-1)(torch.zeros(3, 4, 4)), "pass 0 to 2"),
+        (lambda: SemanticSegmentationTarget(None)(torch.zeros(3, 4, 4)), "no class given"),
+        (lambda: SemanticSegmentationTarget(0, np.zeros((4, 4))), "it is empty"),
+        (lambda: SemanticSegmentationTarget(0, torch.full((4, 4), torch.nan)), "NaN"),
+        (
+            lambda: SemanticSegmentationTarget(0, torch.eye(400)[:1].expand(400, 400) * torch.eye(400)[:, :1])(torch.zeros(3, 4, 4)),
+            "nothing is left of it",
+        ),
+        (lambda: SemanticSegmentationTarget(0, (4, 0))(torch.zeros(3, 4, 4)), "pass (row, column) inside of it"),
+        (lambda: SemanticSegmentationTarget(0, (0, 0))(torch.zeros(7)), "no planes of class scores"),
+        (lambda: SemanticSegmentationTarget(0)([]), "no planes of class scores"),
+    ],
+)
 def test_errors_are_one_line(ask, message):
     with pytest.raises(ValueError) as error:
         ask()
@@ -126,7 +141,12 @@ def test_half_precision(unet):
     """The sum over 16,384 pixels overflows float16; the map does not."""
     model, x, _, _, found = unet
     i, c = found[0]
-    r = record(model, ["encoder.3"], x[[i]], lambda output: SemanticSegmentationTarget(c + 1, np.ones((128, 128)))(dict(out=(100 * output[0]).half())))
+    r = record(
+        model,
+        ["encoder.3"],
+        x[[i]],
+        lambda output: SemanticSegmentationTarget(c + 1, np.ones((128, 128)))(dict(out=(100 * output[0]).half())),
+    )
     assert r.gradients[model.encoder[3]][0].isfinite().all()
 
 
@@ -134,7 +154,13 @@ def test_scenes(unet):
     """Asked for one object, the map lies on it; Grad-CAM's weights do not fit a segmenter, and EigenCAM cannot be asked."""
     model, x, _, masks, found = unet
     rows, truth = [i for i, _ in found], torch.stack([masks[i, c] for i, c in found])
-    maps = compare(model, x[rows], [GradCAM, HiResCAM, LayerCAM, EigenCAM, SegEigenCAM], [SemanticSegmentationTarget(c + 1) for _, c in found], target_layers="encoder.3")
+    maps = compare(
+        model,
+        x[rows],
+        [GradCAM, HiResCAM, LayerCAM, EigenCAM, SegEigenCAM],
+        [SemanticSegmentationTarget(c + 1) for _, c in found],
+        target_layers="encoder.3",
+    )
     fit = {name: correlation(heats, truth).mean().item() for name, heats in maps.items()}
     assert min(fit["HiResCAM"], fit["LayerCAM"], fit["SegEigenCAM"]) > 0.8, fit
     assert fit["GradCAM"] < 0.75 and fit["EigenCAM"] < 0.45, fit
@@ -170,7 +196,13 @@ def test_dogs(data):
         if not mask.any():
             continue
         truth = F.interpolate(mask[None, None].float(), (513, 513), mode="nearest-exact")[0]
-        maps = compare(model, preprocess(data / "images" / image["file_name"]), ["GradCAM", "HiResCAM", "LayerCAM"], SemanticSegmentationTarget(dog), target_layers="backbone.17")
+        maps = compare(
+            model,
+            preprocess(data / "images" / image["file_name"]),
+            ["GradCAM", "HiResCAM", "LayerCAM"],
+            SemanticSegmentationTarget(dog),
+            target_layers="backbone.17",
+        )
         for name, heat in maps.items():
             fit.setdefault(name, []).append(correlation(heat, truth).item())
         # The true mask as PIL image in the photo's own size asks about the same places.

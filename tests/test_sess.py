@@ -1,4 +1,5 @@
 """SESS against its paper, slowly, one patch at a time in plain numpy; against PyPI grad-cam; and what every method must keep."""
+
 import copy
 import warnings
 from functools import cache
@@ -28,8 +29,15 @@ from gradcam_nb.targets.softmax import ClassifierOutputSoftmaxTarget
 pytestmark = pytest.mark.filterwarnings("ignore:blank heat map")
 FEW = dict(num_scales=2, progress=False)
 OPTIONS = {
-    "plain": {}, "max": dict(pool="max"), "not smooth": dict(smooth=False), "pre-filtered": dict(pre_filter_ratio=0.6), "theta": dict(theta=0.25),
-    "raw scores": dict(use_softmax_scores=False), "small windows": dict(window_size=32, scales=[32, 40, 64]), "overlapping": dict(step_size=29), "steps": dict(scale_step_ratio=0.6),
+    "plain": {},
+    "max": dict(pool="max"),
+    "not smooth": dict(smooth=False),
+    "pre-filtered": dict(pre_filter_ratio=0.6),
+    "theta": dict(theta=0.25),
+    "raw scores": dict(use_softmax_scores=False),
+    "small windows": dict(window_size=32, scales=[32, 40, 64]),
+    "overlapping": dict(step_size=29),
+    "steps": dict(scale_step_ratio=0.6),
 }
 
 
@@ -51,7 +59,8 @@ def lines(old, new):
     return matrix
 
 
-def resized(picture, height, width): return lines(picture.shape[-2], height) @ picture @ lines(picture.shape[-1], width).T
+def resized(picture, height, width):
+    return lines(picture.shape[-2], height) @ picture @ lines(picture.shape[-1], width).T
 
 
 def gaussian(cam):
@@ -61,7 +70,7 @@ def gaussian(cam):
     padded, out = np.pad(cam, 5, mode="reflect"), np.zeros_like(cam)
     for i in range(cam.shape[0]):
         for j in range(cam.shape[1]):
-            out[i, j] = weights @ padded[i:i + 11, j:j + 11] @ weights
+            out[i, j] = weights @ padded[i : i + 11, j : j + 11] @ weights
     return out
 
 
@@ -77,7 +86,7 @@ def by_the_paper(model, picture, category, scales, window, step, ratio=0.0, thet
             top, x = min(y, h - window), 0
             while True:
                 left = min(x, w - window)
-                patches.append(large[:, top:top + window, left:left + window])
+                patches.append(large[:, top : top + window, left : left + window])
                 places.append((top, left, h, w))
                 if left == w - window:
                     break
@@ -88,14 +97,14 @@ def by_the_paper(model, picture, category, scales, window, step, ratio=0.0, thet
     batch = [torch.tensor(patch, dtype=torch.float32)[None] for patch in patches]
     with torch.no_grad():
         scores = [torch.exp(torch.log_softmax(model(patch)[0], 0)[category]).item() for patch in batch]
-    chosen = sorted(range(len(patches)), key=lambda i: scores[i])[int(ratio * len(patches)):]
+    chosen = sorted(range(len(patches)), key=lambda i: scores[i])[int(ratio * len(patches)) :]
     channels = []
     for i in chosen:
         cam = GradCAM(model, "layer3")(batch[i], category)[0].double().numpy()
         cam = (cam - cam.min()) / (cam.max() - cam.min()) if cam.max() > cam.min() else cam
         top, left, h, w = places[i]
         whole = np.zeros((h, w))
-        whole[top:top + window, left:left + window] = cam * scores[i] / max(scores)
+        whole[top : top + window, left : left + window] = cam * scores[i] / max(scores)
         channels.append(resized(whole, height, width))
     out = np.zeros((height, width))
     for i in range(height):
@@ -114,10 +123,13 @@ def test_the_paper_written_again(how):
     torch.testing.assert_close(SESS(model, "layer3", num_scales=3, progress=False, **ours)(x[:1], 3)[0], expected, rtol=0, atol=1e-4)
 
 
-def likeness(a, b): return torch.corrcoef(torch.stack([torch.as_tensor(a).flatten(), torch.as_tensor(b).flatten()]))[0, 1].item()
+def likeness(a, b):
+    return torch.corrcoef(torch.stack([torch.as_tensor(a).flatten(), torch.as_tensor(b).flatten()]))[0, 1].item()
 
 
-CASES = [pytest.param(size, how, id=f"{name} {size}") for name, how in OPTIONS.items() for size in [(48, 60)] + [(64, 64)] * (name == "plain")]
+CASES = [
+    pytest.param(size, how, id=f"{name} {size}") for name, how in OPTIONS.items() for size in [(48, 60)] + [(64, 64)] * (name == "plain")
+]
 
 
 @pytest.mark.parametrize("size, how", CASES)
@@ -191,7 +203,9 @@ def test_the_model_and_the_input_are_left_as_they_were(mode):
         heat = cam(x, [3, 5])
     torch.testing.assert_close(heat, SESS(seen()[0], "layer3", **FEW)(seen()[1], [3, 5]), rtol=0, atol=1e-5)
     assert not heat.requires_grad and x.grad is None and all(p.grad is None for p in model.parameters())
-    assert [m.training for m in model.modules()] == flags and all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), state.values()))
+    assert [m.training for m in model.modules()] == flags and all(
+        torch.equal(a, b) for a, b in zip(model.state_dict().values(), state.values())
+    )
     assert not any(m._forward_hooks or "forward" in m.__dict__ for m in model.modules())
     torch.testing.assert_close(cam.outputs, seen()[0](seen()[1]), rtol=0, atol=1e-5)
 
@@ -209,7 +223,12 @@ def test_any_base_method(base):
 
 def test_transformers_and_windows_that_are_no_squares():
     torch.manual_seed(0)
-    vit, x = timm.create_model("vit_tiny_patch16_224", img_size=(32, 48), patch_size=8, embed_dim=24, num_heads=2, depth=2, num_classes=5).eval(), torch.randn(2, 3, 32, 48)
+    vit, x = (
+        timm.create_model(
+            "vit_tiny_patch16_224", img_size=(32, 48), patch_size=8, embed_dim=24, num_heads=2, depth=2, num_classes=5
+        ).eval(),
+        torch.randn(2, 3, 32, 48),
+    )
     for base in (GradCAM, AttentionRollout):
         heat = SESS(vit, None if base is AttentionRollout else "blocks.1.norm1", base_method=base, window_size=(32, 48), **FEW)(x, 3)
         assert heat.shape == (2, 32, 48) and heat.isfinite().all()
@@ -219,15 +238,18 @@ def test_transformers_and_windows_that_are_no_squares():
 
 def test_several_inputs_lists_and_several_layers():
     """What has places is cut, what has none goes along; a list's pictures are cut each."""
+
     class Two(nn.Module):
         def __init__(self):
             super().__init__()
             self.net = seen()[0]
 
-        def forward(self, x, extra): return self.net(x) + extra
+        def forward(self, x, extra):
+            return self.net(x) + extra
 
     class Listed(Two):
-        def forward(self, pictures): return self.net(torch.stack(pictures))
+        def forward(self, pictures):
+            return self.net(torch.stack(pictures))
 
     model, x = seen()
     extra, plain = torch.randn(2, 10), SESS(model, "layer3", **FEW)
@@ -264,14 +286,28 @@ def test_progress_is_told_and_few_patches_are_held():
     finally:
         handle.remove()
     patches = 1 + 4 + 4 + 4
-    assert max(largest) == 4 and {(label, total) for label, _, total in told} == {("SESS, scores", 2 * patches), ("SESS, maps", 2 * (patches - patches // 2))}
+    assert max(largest) == 4 and {(label, total) for label, _, total in told} == {
+        ("SESS, scores", 2 * patches),
+        ("SESS, maps", 2 * (patches - patches // 2)),
+    }
 
 
-@pytest.mark.parametrize("how, words", [
-    (dict(pool="median"), "pool: got 'median'"), (dict(pre_filter_ratio=1.0), "pre_filter_ratio: got 1.0"), (dict(theta=-1), "theta: got -1"), (dict(num_scales=0), "num_scales: got 0"),
-    (dict(scales=[]), "scales: got"), (dict(window_size=0), "window_size: got 0"), (dict(scale_step_ratio=0), "scale_step_ratio: got 0"), (dict(batch_size=0), "batch_size: got 0"),
-    (dict(scales=[32]), "at 32 a window of .* does not fit; pass 64 or more"), (dict(step_size=65), "leaves gaps"), (dict(window_size=(64, 64, 64)), "one number, or one for each axis"),
-])
+@pytest.mark.parametrize(
+    "how, words",
+    [
+        (dict(pool="median"), "pool: got 'median'"),
+        (dict(pre_filter_ratio=1.0), "pre_filter_ratio: got 1.0"),
+        (dict(theta=-1), "theta: got -1"),
+        (dict(num_scales=0), "num_scales: got 0"),
+        (dict(scales=[]), "scales: got"),
+        (dict(window_size=0), "window_size: got 0"),
+        (dict(scale_step_ratio=0), "scale_step_ratio: got 0"),
+        (dict(batch_size=0), "batch_size: got 0"),
+        (dict(scales=[32]), "at 32 a window of .* does not fit; pass 64 or more"),
+        (dict(step_size=65), "leaves gaps"),
+        (dict(window_size=(64, 64, 64)), "one number, or one for each axis"),
+    ],
+)
 def test_errors(how, words):
     model, x = seen()
     with pytest.raises(ValueError, match=words):

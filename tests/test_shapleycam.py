@@ -1,4 +1,5 @@
 """ShapleyCAM against slow forms of its formula: a whole Hessian, and central differences of gradients in float64."""
+
 import gc
 import weakref
 from types import SimpleNamespace
@@ -77,6 +78,7 @@ def by_differences(model, layer, x, category, utility=rest, step=1e-7):
 
 def by_hessian(head, a, category):
     """The same with the whole matrix of second derivatives of a small head."""
+
     def utility(flat):
         return rest(head(flat.reshape(a.shape)), category)
 
@@ -114,7 +116,9 @@ def test_equals_the_paper_by_differences(name, layer):
     laid = vit_reshape_transform if name == "vit" else lambda t: t
     for x, labels in zip(batch.images * 2 - 1, batch.labels):
         category = labels.argmax().item()
-        a, g = (laid(torch.as_tensor(t))[0].numpy() for t in by_differences(load(f"scenes-{name}").double(), layer, x[None].double(), category))
+        a, g = (
+            laid(torch.as_tensor(t))[0].numpy() for t in by_differences(load(f"scenes-{name}").double(), layer, x[None].double(), category)
+        )
         (ours,) = raw_maps(ShapleyCAM(load(f"scenes-{name}"), layer), x[None], category)
         assert_same(ours, on_paper(a, g))
 
@@ -153,7 +157,9 @@ def test_equals_the_whole_hessian_where_a_layer_gives_a_tuple(bends):
 def case(name):
     torch.manual_seed(0)
     if name == "vit":
-        return SimpleNamespace(model=timm.create_model("vit_tiny_patch16_224").eval(), layer="blocks.8.norm1", reshape=vit_reshape_transform)
+        return SimpleNamespace(
+            model=timm.create_model("vit_tiny_patch16_224").eval(), layer="blocks.8.norm1", reshape=vit_reshape_transform
+        )
     build, layer = {"resnet18": (torchvision.models.resnet18, "layer3"), "vgg11": (torchvision.models.vgg11, "features.14")}[name]
     return SimpleNamespace(model=build().eval(), layer=layer, reshape=None)
 
@@ -202,7 +208,13 @@ def test_a_class_is_a_class_in_every_form(bends):
     model, x = bends
     cam, plain = ShapleyCAM(model, "first"), ShapleyCAM(model, "first", utility="score")
     asked = cam(x, [0, 1, 2])
-    for targets in (torch.arange(3), np.arange(3), list(torch.arange(3)), [ClassifierOutputTarget(i) for i in range(3)], [ClassifierOutputReST(i) for i in range(3)]):
+    for targets in (
+        torch.arange(3),
+        np.arange(3),
+        list(torch.arange(3)),
+        [ClassifierOutputTarget(i) for i in range(3)],
+        [ClassifierOutputReST(i) for i in range(3)],
+    ):
         assert torch.equal(cam(x, targets), asked)
     assert torch.equal(cam(x), cam(x, model(x).argmax(1)))
     assert torch.allclose(cam(x, lambda y: y[1]), plain(x, 1), atol=1e-6)
@@ -221,7 +233,9 @@ def test_changed_copies_are_asked_about_the_plain_pictures_class():
     assert (model(-x).argmax(1) != top).any()
     views = [(torch.neg, lambda m: m)]
     for targets in (None, ClassifierOutputReST()):
-        assert torch.allclose(ShapleyCAM(model, "layer4")(x, targets, aug_smooth=views), ShapleyCAM(model, "layer4")(x, top, aug_smooth=views), atol=1e-5)
+        assert torch.allclose(
+            ShapleyCAM(model, "layer4")(x, targets, aug_smooth=views), ShapleyCAM(model, "layer4")(x, top, aug_smooth=views), atol=1e-5
+        )
 
 
 def test_where_nothing_bends_it_is_gradcam():

@@ -1,4 +1,5 @@
 """Every method of heat maps that `list_methods` knows, on small networks of each kind: what all of them must keep."""
+
 import copy
 from functools import cache, partial
 
@@ -13,10 +14,19 @@ from gradcam_nb.core.heatmap import fuse
 from gradcam_nb.core.perturbation import PerturbationCAM
 
 pytestmark = pytest.mark.filterwarnings("ignore:blank heat map")  # a network by chance may have nothing that speaks for a class
-FEWER = {"RISE": dict(n_masks=96, cells=3), "SSCAM": dict(samples=2), "ISCAM": dict(steps=3), "OptiCAM": dict(iterations=3), "SESS": dict(num_scales=2)}  # passes: enough for what is kept here
+FEWER = {
+    "RISE": dict(n_masks=96, cells=3),
+    "SSCAM": dict(samples=2),
+    "ISCAM": dict(steps=3),
+    "OptiCAM": dict(iterations=3),
+    "SESS": dict(num_scales=2),
+}  # passes: enough for what is kept here
 DETECTORS = {"DRISE": "its targets are detections: see test_mask_methods.py"}
 CLASSES = {name: method for name, method in list_methods().items() if issubclass(method, BaseCAM) and name not in DETECTORS}
-METHODS = {name: partial(method, **FEWER.get(name, {}), **(dict(progress=False) if issubclass(method, PerturbationCAM) else {})) for name, method in CLASSES.items()}
+METHODS = {
+    name: partial(method, **FEWER.get(name, {}), **(dict(progress=False) if issubclass(method, PerturbationCAM) else {}))
+    for name, method in CLASSES.items()
+}
 SIZES = {"1-D": (32,), "2-D": (16, 24), "3-D": (8, 12, 8), "ViT": (32, 48)}
 LAYERS = {"1-D": ["fine", "coarse"], "2-D": ["fine", "coarse"], "3-D": ["fine", "coarse"], "ViT": ["blocks.1", "blocks.2.norm1"]}
 
@@ -26,7 +36,11 @@ CANNOT = {(name, kind): "no attention over all its tokens" for name in ATTENTION
 CANNOT["CAM", "ViT"] = "global average pooling"  # this one reads its class token
 CANNOT["SESS", "ViT"] = "does not take patches"  # windows are squares, this one takes 32 × 48
 OF_THE_WHOLE = [*ATTENTION, "FullGrad", "RISE"]  # they look at all layers, whatever is given
-OWN_FUSION = {"CAM": "its weights are those of the last layer only", "LayerCAM": "it scales the finer layers: see test_weight_methods.py", "SESS": "it fuses in each patch: see test_sess.py"}
+OWN_FUSION = {
+    "CAM": "its weights are those of the last layer only",
+    "LayerCAM": "it scales the finer layers: see test_weight_methods.py",
+    "SESS": "it fuses in each patch: see test_sess.py",
+}
 
 BELOW_ROUNDING = [("ReciproCAM", "ViT")]  # one token of this network moves the score by less than bfloat16 can tell
 NO_CHANNELS = [*ATTENTION, "RISE", "ReciproCAM", "OptiCAM"]  # nothing to find a component of
@@ -44,7 +58,8 @@ class Stages(nn.Module):
         self.fine, self.coarse = (nn.Sequential(conv(i, o, 3, 2, 1), norm(o), nn.ReLU(inplace=True)) for i, o in ((3, 8), (8, 12)))
         self.head = nn.Linear(12, 5)
 
-    def forward(self, x): return self.head(self.coarse(self.fine(x)).flatten(2).mean(-1))
+    def forward(self, x):
+        return self.head(self.coarse(self.fine(x)).flatten(2).mean(-1))
 
 
 @cache
@@ -52,7 +67,9 @@ def built(kind):
     torch.manual_seed(0)
     x = torch.randn(3, 3, *SIZES[kind])
     if kind == "ViT":
-        model = timm.create_model("vit_tiny_patch16_224", img_size=SIZES[kind], patch_size=8, embed_dim=24, num_heads=2, depth=3, num_classes=5)
+        model = timm.create_model(
+            "vit_tiny_patch16_224", img_size=SIZES[kind], patch_size=8, embed_dim=24, num_heads=2, depth=3, num_classes=5
+        )
         for norm in (m for m in model.modules() if isinstance(m, nn.LayerNorm)):
             nn.init.normal_(norm.weight)  # else all tokens are equally long
     else:
@@ -92,7 +109,9 @@ def assert_alike(heat, expected):
 
 def traces(model):
     """What a guest could leave in a model."""
-    modules = [(m.training, list(vars(m)), sum(len(hooks) for key, hooks in vars(m).items() if key.endswith("_hooks"))) for m in model.modules()]
+    modules = [
+        (m.training, list(vars(m)), sum(len(hooks) for key, hooks in vars(m).items() if key.endswith("_hooks"))) for m in model.modules()
+    ]
     return modules, [(p.requires_grad, p.grad if p.grad is None else p.grad.tolist()) for p in model.parameters()]
 
 

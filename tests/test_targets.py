@@ -1,4 +1,5 @@
 """Targets against gradients written out by hand, against PyPI grad-cam's of the same name, and through GradCAM, batch against one by one."""
+
 from collections import namedtuple
 
 import numpy as np
@@ -20,8 +21,8 @@ from gradcam_nb.targets.multi_label import MultiLabelOutputTarget
 from gradcam_nb.targets.output_part import OutputPartTarget, output_part
 from gradcam_nb.targets.raw import RawScoresOutputTarget
 from gradcam_nb.targets.regression import RegressionOutputTarget
-from gradcam_nb.targets.resolve import each_score
 from gradcam_nb.targets.residual_softmax import ClassifierOutputReST
+from gradcam_nb.targets.resolve import each_score
 from gradcam_nb.targets.softmax import ClassifierOutputSoftmaxTarget, SoftmaxOutputTarget, as_probability
 
 K = 6
@@ -62,14 +63,22 @@ FORMULAS = {
     "raw": (RawScoresOutputTarget(), lambda y: y.sum(), lambda y: np.ones(K)),
     "several": (MultiLabelOutputTarget([0, 3]), lambda y: y[0] + y[3], lambda y: unit(0, 3)),
     "several, weighed": (MultiLabelOutputTarget([0, 3], [2, -0.5]), lambda y: 2 * y[0] - y[3] / 2, lambda y: 2 * unit(0) - unit(3) / 2),
-    "all there": (MultiLabelOutputTarget([0, 3], probability=True), lambda y: np.log(sigmoid(y[0]) * sigmoid(y[3])), lambda y: unit(0, 3) * (1 - sigmoid(y))),
+    "all there": (
+        MultiLabelOutputTarget([0, 3], probability=True),
+        lambda y: np.log(sigmoid(y[0]) * sigmoid(y[3])),
+        lambda y: unit(0, 3) * (1 - sigmoid(y)),
+    ),
     "a number": (RegressionOutputTarget(4), lambda y: y[4], lambda y: unit(4)),
     "a number, down": (RegressionOutputTarget(4, sign=-1), lambda y: -y[4], lambda y: -unit(4)),
     "nearer": (RegressionOutputTarget(4, toward=0.5), lambda y: -((y[4] - 0.5) ** 2), lambda y: 2 * (0.5 - y[4]) * unit(4)),
     "away": (RegressionOutputTarget(4, sign=-1, toward=0.5), lambda y: (y[4] - 0.5) ** 2, lambda y: 2 * (y[4] - 0.5) * unit(4)),
     "contrast": (ContrastTarget(2, 5), lambda y: np.log(softmax(y)[2] / softmax(y)[5]), lambda y: unit(2) - unit(5)),
     "contrast, two": (ContrastTarget(2, [5, 0]), lambda y: y[2] - (y[5] + y[0]) / 2, lambda y: unit(2) - unit(5, 0) / 2),
-    "finer": (FinerWeightedTarget(2, [5, 0], 0.7), lambda y: sum(softmax(y)[d] * (y[2] - 0.7 * y[d]) for d in (5, 0)) / (softmax(y)[[5, 0]].sum() + 1e-9), lambda y: finer_slope(y, 2, [5, 0], 0.7)),
+    "finer": (
+        FinerWeightedTarget(2, [5, 0], 0.7),
+        lambda y: sum(softmax(y)[d] * (y[2] - 0.7 * y[d]) for d in (5, 0)) / (softmax(y)[[5, 0]].sum() + 1e-9),
+        lambda y: finer_slope(y, 2, [5, 0], 0.7),
+    ),
 }
 TARGETS = {name: target for name, (target, *_) in FORMULAS.items()}
 PEERS = {
@@ -95,7 +104,11 @@ def asked(target, y):
 def test_value_and_gradient_by_hand(name):
     target, value, slope = FORMULAS[name]
     # The probability is float32 by its page; everything else keeps the precision that it is given.
-    close = dict(atol=1e-6, rtol=1e-5) if isinstance(target, (ClassifierOutputSoftmaxTarget, SoftmaxOutputTarget)) else dict(atol=1e-12, rtol=1e-9)
+    close = (
+        dict(atol=1e-6, rtol=1e-5)
+        if isinstance(target, (ClassifierOutputSoftmaxTarget, SoftmaxOutputTarget))
+        else dict(atol=1e-12, rtol=1e-9)
+    )
     for seed in range(10):
         y = scores(seed)
         u, gradient = asked(target, y)
@@ -122,21 +135,28 @@ def test_through_a_linear_head(name):
 def test_grad_cam_says_the_same(name, scale):
     for seed in range(10):
         for got, wanted in zip(asked(TARGETS[name], scores(seed, scale)), asked(PEERS[name], scores(seed, scale))):
-            torch.testing.assert_close(got.double(), wanted, **(dict(atol=1e-6, rtol=1e-5) if name == "softmax" else dict(atol=1e-12, rtol=1e-9)))
+            torch.testing.assert_close(
+                got.double(), wanted, **(dict(atol=1e-6, rtol=1e-5) if name == "softmax" else dict(atol=1e-12, rtol=1e-9))
+            )
 
 
 @pytest.mark.parametrize("category", [0, 1])
 def test_grad_cam_says_the_same_of_one_score(category):
     for seed in range(5):
         y = scores(seed)[:1]
-        for mine, theirs in ((BinaryClassifierOutputTarget(category), peer.BinaryClassifierOutputTarget(category)), (RawScoresOutputTarget(), peer.RawScoresOutputTarget())):
+        for mine, theirs in (
+            (BinaryClassifierOutputTarget(category), peer.BinaryClassifierOutputTarget(category)),
+            (RawScoresOutputTarget(), peer.RawScoresOutputTarget()),
+        ):
             assert all(torch.equal(a.reshape(()), b.reshape(())) for a, b in zip(asked(mine, y), asked(theirs, y)))
             assert mine(y).shape == ()
 
 
 def test_rest_of_each_picture_is_grad_cams():
     batch = torch.stack([scores(seed) for seed in range(4)])
-    torch.testing.assert_close(each_score([ClassifierOutputReST(2)] * 4, batch), torch.stack([peer.ClassifierOutputReST(2)(y) for y in batch]))
+    torch.testing.assert_close(
+        each_score([ClassifierOutputReST(2)] * 4, batch), torch.stack([peer.ClassifierOutputReST(2)(y) for y in batch])
+    )
 
 
 @pytest.mark.parametrize("name", ["SoftmaxOutputTarget", "RawScoresOutputTarget"])
@@ -147,16 +167,22 @@ def test_why_these_are_not_grad_cams(name):
     model, x = load("scenes-cnn"), scenes(1, TEST + 2000).images * 2 - 1
     with pytest.raises(RuntimeError, match="scalar"):
         pytorch_grad_cam.GradCAM(model, [model.layer4])(x, [theirs])
-    assert GradCAM(model, "layer4")(x, {"SoftmaxOutputTarget": SoftmaxOutputTarget, "RawScoresOutputTarget": RawScoresOutputTarget}[name]()).shape == (1, 128, 128)
+    assert GradCAM(model, "layer4")(
+        x, {"SoftmaxOutputTarget": SoftmaxOutputTarget, "RawScoresOutputTarget": RawScoresOutputTarget}[name]()
+    ).shape == (1, 128, 128)
     y = scores(0).requires_grad_()
     assert torch.autograd.grad(y.softmax(0).sum(), y)[0].abs().max() < 1e-15
 
 
-@pytest.mark.parametrize("mine, theirs", [
-    (BinaryClassifierOutputTarget(0), peer.BinaryClassifierOutputTarget(0)),
-    (RawScoresOutputTarget(), peer.RawScoresOutputTarget()),
-    (FinerWeightedTarget(1, [2, 3], 1.0), peer.FinerWeightedTarget(1, [2, 3], 1.0)),
-], ids=["binary", "raw", "finer"])
+@pytest.mark.parametrize(
+    "mine, theirs",
+    [
+        (BinaryClassifierOutputTarget(0), peer.BinaryClassifierOutputTarget(0)),
+        (RawScoresOutputTarget(), peer.RawScoresOutputTarget()),
+        (FinerWeightedTarget(1, [2, 3], 1.0), peer.FinerWeightedTarget(1, [2, 3], 1.0)),
+    ],
+    ids=["binary", "raw", "finer"],
+)
 def test_in_grad_cams_own_cam(mine, theirs):
     """Code written for PyPI grad-cam may take our targets: the maps are the same to the last digit or two."""
     model = load("scenes-cnn")
@@ -242,7 +268,12 @@ def test_batch_is_one_by_one(x, hold):
 def test_batch_is_one_by_one_with_one_score(x, hold):
     model = Small(hold, 1).eval()
     cam = GradCAM(model, "act")
-    targets = [BinaryClassifierOutputTarget(0), BinaryClassifierOutputTarget(1), RegressionOutputTarget(toward=2), RegressionOutputTarget(sign=-1)]
+    targets = [
+        BinaryClassifierOutputTarget(0),
+        BinaryClassifierOutputTarget(1),
+        RegressionOutputTarget(toward=2),
+        RegressionOutputTarget(sign=-1),
+    ]
     together = cam(x, targets)
     torch.testing.assert_close(together, torch.cat([cam(x[[i]], targets[i]) for i in range(4)]), atol=1e-4, rtol=0)
     score = lambda sign: lambda output: sign * (output["logits"] if isinstance(output, dict) else output).reshape(())
@@ -279,7 +310,14 @@ def test_repr_is_how_it_is_made(name):
 def test_methods_take_them():
     """A method that asks for a class's probability by its paper leaves them as they are; one that has weights for classes only says so."""
     model, pictures = load("scenes-cnn"), scenes(1, TEST + 2000).images * 2 - 1
-    for target in (MultiLabelOutputTarget([1, 2]), ContrastTarget(1, 2), SoftmaxOutputTarget(), OutputPartTarget(1, lambda number: number), RegressionOutputTarget(), FinerWeightedTarget(1, [2], 1.0)):
+    for target in (
+        MultiLabelOutputTarget([1, 2]),
+        ContrastTarget(1, 2),
+        SoftmaxOutputTarget(),
+        OutputPartTarget(1, lambda number: number),
+        RegressionOutputTarget(),
+        FinerWeightedTarget(1, [2], 1.0),
+    ):
         assert as_probability(target) is target
         with pytest.raises(ValueError, match="CAM has weights for classes only"):
             CAM(model, "layer4")(pictures, target)
@@ -293,8 +331,15 @@ def test_methods_take_them():
 def test_part_of_many_heads(x):
     model = Small(lambda y: {"heads": (y[:, :2], {"deep": y[:, 2:]}), "loss": y.sum()}).eval()
     plain = Small(lambda y: y).eval()
-    for part, target, category in ((("heads", 0), 1, 1), (("heads", 1, "deep"), 3, 5), (("heads", 1, "deep", 0), lambda number: number, 2), (["heads", -1], lambda head: head["deep"][1], 3)):
-        torch.testing.assert_close(GradCAM(model, "act")(x, OutputPartTarget(part, target)), GradCAM(plain, "act")(x, category), atol=1e-5, rtol=0)
+    for part, target, category in (
+        (("heads", 0), 1, 1),
+        (("heads", 1, "deep"), 3, 5),
+        (("heads", 1, "deep", 0), lambda number: number, 2),
+        (["heads", -1], lambda head: head["deep"][1], 3),
+    ):
+        torch.testing.assert_close(
+            GradCAM(model, "act")(x, OutputPartTarget(part, target)), GradCAM(plain, "act")(x, category), atol=1e-5, rtol=0
+        )
     for target in PLAIN.values():
         torch.testing.assert_close(OutputPartTarget("a", target)({"a": scores(0)}), target(scores(0)))
 
@@ -302,7 +347,16 @@ def test_part_of_many_heads(x):
 def test_part_of_a_transformers_output():
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
-    config = transformers.ViTConfig(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, image_size=32, patch_size=8, num_labels=5, output_hidden_states=True)
+    config = transformers.ViTConfig(
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        image_size=32,
+        patch_size=8,
+        num_labels=5,
+        output_hidden_states=True,
+    )
     model = transformers.ViTForImageClassification(config).eval()
     x = torch.randn(2, 3, 32, 32)
     cam = GradCAM(model)
@@ -336,31 +390,34 @@ def test_part_names_what_there_is():
         assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("make, words", [
-    (lambda: BinaryClassifierOutputTarget(2), "category: got 2; pass 1"),
-    (lambda: BinaryClassifierOutputTarget("1"), "category: got '1'; pass 1"),
-    (lambda: BinaryClassifierOutputTarget(1)(scores(0)), r"6 numbers for a picture.*pass ClassifierOutputTarget\(1\)"),
-    (lambda: RawScoresOutputTarget()({"a": 1}), "is a dict; say which part"),
-    (lambda: SoftmaxOutputTarget()(scores(0)[:1]), "single score"),
-    (lambda: SoftmaxOutputTarget()(scores(0)[0]), "single score"),
-    (lambda: MultiLabelOutputTarget(3), "categories: got 3; pass a list"),
-    (lambda: MultiLabelOutputTarget([]), "categories: got none"),
-    (lambda: MultiLabelOutputTarget([1, 2], [1.0]), "weights: got 1 for 2 classes"),
-    (lambda: MultiLabelOutputTarget([1, K])(scores(0)), "pass 0 to 5"),
-    (lambda: RegressionOutputTarget(sign=0), "sign: got 0"),
-    (lambda: RegressionOutputTarget(-1)(scores(0)), "index: got -1 of a model with 6 numbers; pass 0 to 5"),
-    (lambda: ContrastTarget(1, 1), "class 1 cannot be compared with itself"),
-    (lambda: ContrastTarget(1, []), "other: got no class"),
-    (lambda: ContrastTarget(1, K)(scores(0)), "pass 0 to 5"),
-    (lambda: ContrastTarget(1, 2)({"boxes": torch.zeros(2, 4)}), "no list of class scores"),
-    (lambda: FinerWeightedTarget(1, 2, 1.0), "comparison_categories: got 2; pass a list"),
-    (lambda: FinerWeightedTarget(1, [], 1.0), "comparison_categories: got none"),
-    (lambda: FinerWeightedTarget(1, [-1], 1.0)(scores(0)), "pass 0 to 5"),
-    (lambda: OutputPartTarget(None, 1), "part: got None; pass a key"),
-    (lambda: OutputPartTarget((), 1), r"part: got \(\); pass a key"),
-    (lambda: OutputPartTarget(1.5, 1), "part: got 1.5; pass a key"),
-    (lambda: OutputPartTarget("a", "cat"), "target: got a str; pass a class index or a callable"),
-])
+@pytest.mark.parametrize(
+    "make, words",
+    [
+        (lambda: BinaryClassifierOutputTarget(2), "category: got 2; pass 1"),
+        (lambda: BinaryClassifierOutputTarget("1"), "category: got '1'; pass 1"),
+        (lambda: BinaryClassifierOutputTarget(1)(scores(0)), r"6 numbers for a picture.*pass ClassifierOutputTarget\(1\)"),
+        (lambda: RawScoresOutputTarget()({"a": 1}), "is a dict; say which part"),
+        (lambda: SoftmaxOutputTarget()(scores(0)[:1]), "single score"),
+        (lambda: SoftmaxOutputTarget()(scores(0)[0]), "single score"),
+        (lambda: MultiLabelOutputTarget(3), "categories: got 3; pass a list"),
+        (lambda: MultiLabelOutputTarget([]), "categories: got none"),
+        (lambda: MultiLabelOutputTarget([1, 2], [1.0]), "weights: got 1 for 2 classes"),
+        (lambda: MultiLabelOutputTarget([1, K])(scores(0)), "pass 0 to 5"),
+        (lambda: RegressionOutputTarget(sign=0), "sign: got 0"),
+        (lambda: RegressionOutputTarget(-1)(scores(0)), "index: got -1 of a model with 6 numbers; pass 0 to 5"),
+        (lambda: ContrastTarget(1, 1), "class 1 cannot be compared with itself"),
+        (lambda: ContrastTarget(1, []), "other: got no class"),
+        (lambda: ContrastTarget(1, K)(scores(0)), "pass 0 to 5"),
+        (lambda: ContrastTarget(1, 2)({"boxes": torch.zeros(2, 4)}), "no list of class scores"),
+        (lambda: FinerWeightedTarget(1, 2, 1.0), "comparison_categories: got 2; pass a list"),
+        (lambda: FinerWeightedTarget(1, [], 1.0), "comparison_categories: got none"),
+        (lambda: FinerWeightedTarget(1, [-1], 1.0)(scores(0)), "pass 0 to 5"),
+        (lambda: OutputPartTarget(None, 1), "part: got None; pass a key"),
+        (lambda: OutputPartTarget((), 1), r"part: got \(\); pass a key"),
+        (lambda: OutputPartTarget(1.5, 1), "part: got 1.5; pass a key"),
+        (lambda: OutputPartTarget("a", "cat"), "target: got a str; pass a class index or a callable"),
+    ],
+)
 def test_errors(make, words):
     with pytest.raises((ValueError, TypeError), match=words) as caught:
         make()

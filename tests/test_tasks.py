@@ -2,6 +2,7 @@
 
 Detectors: test_detectors.py. Video networks and Hugging Face's transformers: test_reshape.py. Vision and language: test_language.py.
 """
+
 import pytest
 import torch
 from torchvision.models import segmentation
@@ -44,7 +45,9 @@ def test_segformer_in_four_lines():
     from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
     torch.manual_seed(0)
-    model = SegformerForSemanticSegmentation(SegformerConfig(num_labels=5, hidden_sizes=[8, 16, 24, 32], depths=[1, 1, 1, 1], decoder_hidden_size=16)).eval()
+    model = SegformerForSemanticSegmentation(
+        SegformerConfig(num_labels=5, hidden_sizes=[8, 16, 24, 32], depths=[1, 1, 1, 1], decoder_hidden_size=16)
+    ).eval()
     heat = HiResCAM(model)(dict(pixel_values=x), SemanticSegmentationTarget(2))
 
     checked(heat)

@@ -1,4 +1,5 @@
 """Methods that weigh a layer's channels, against their formulas in plain numpy."""
+
 import warnings
 
 import numpy as np
@@ -159,7 +160,11 @@ def test_layercam_scales_the_finer_layers(fusion):
     expected = normalize({"mean": both.mean(0), "max": both.amax(0), "product": both.prod(0)}[fusion])
     for layers in (["layer2", "layer4"], ["layer4", "layer2"]):
         assert torch.allclose(LayerCAM(model, layers)(x, classes, fusion=fusion), expected, atol=1e-5)
-    assert torch.allclose(LayerCAM(model, ["layer2", "layer4"]).many(x, [3], fusion=fusion)[:, 0], LayerCAM(model, ["layer2", "layer4"])(x, 3, fusion=fusion), atol=1e-4)
+    assert torch.allclose(
+        LayerCAM(model, ["layer2", "layer4"]).many(x, [3], fusion=fusion)[:, 0],
+        LayerCAM(model, ["layer2", "layer4"])(x, 3, fusion=fusion),
+        atol=1e-4,
+    )
     with pytest.raises(ValueError, match="gamma"):
         scale(fine, 0)
 

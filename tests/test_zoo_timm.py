@@ -1,4 +1,5 @@
 """Families of timm's classifiers: nothing told, see zoo.py."""
+
 import timm
 import zoo
 

@@ -1,4 +1,5 @@
 """Every family of torchvision's classifiers: nothing told, see zoo.py."""
+
 import torchvision
 import zoo
 from torchvision.models import get_model_builder, list_models

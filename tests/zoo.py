@@ -2,6 +2,7 @@
 
 `python tests/zoo.py` writes the book's table, nbs/guides/zoo.csv. The tests hold it against what they find.
 """
+
 import csv
 import time
 import warnings
@@ -164,14 +165,23 @@ def build(library, name, options):
 
 def blurred_noise(side):
     """A picture with something in it, not the same everywhere."""
-    return F.interpolate(torch.randn(1, 3, side // 8, side // 8, generator=torch.Generator().manual_seed(0)), size=(side, side), mode="bilinear")
+    return F.interpolate(
+        torch.randn(1, 3, side // 8, side // 8, generator=torch.Generator().manual_seed(0)), size=(side, side), mode="bilinear"
+    )
 
 
 def row(library, family):
     """A row of the table."""
     name, side, options = FAMILIES[library][family]
     model, x = build(library, name, options), blurred_noise(side)
-    found = dict(library=library, version=version(library), family=family, model=name, options=" ".join(f"{k}={v}" for k, v in options.items()), side=side)
+    found = dict(
+        library=library,
+        version=version(library),
+        family=family,
+        model=name,
+        options=" ".join(f"{k}={v}" for k, v in options.items()),
+        side=side,
+    )
     found["parameters"] = f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M"
     try:
         with warnings.catch_warnings(record=True) as said:
@@ -181,7 +191,13 @@ def row(library, family):
             heat = cam(x)
             seconds = time.perf_counter() - start
         layer = next(layer for layer in list_layers(model, x) if layer.module is cam.target_layers[0])
-        found |= dict(layer=layer.name, shape=" × ".join(map(str, layer.shape)), transform=getattr(layer.reshape, "func", layer.reshape).__name__, grid=" × ".join(map(str, layer.grid)), seconds=f"{seconds:.2f}")
+        found |= dict(
+            layer=layer.name,
+            shape=" × ".join(map(str, layer.shape)),
+            transform=getattr(layer.reshape, "func", layer.reshape).__name__,
+            grid=" × ".join(map(str, layer.grid)),
+            seconds=f"{seconds:.2f}",
+        )
         blank = [str(w.message) for w in said if "blank" in str(w.message)]
         return found | dict(problem="" if heat.max() > heat.min() else "constant: " + "; ".join(blank))
     except Exception as error:
@@ -210,7 +226,12 @@ def check(library):
     assert len(failing) <= 0.05 * len(found), failing
     book, keys = {r["family"]: r for r in stored() if r["library"] == library}, ("model", "layer", "shape", "transform", "grid", "problem")
     if all(r["version"] == version(library) for r in book.values()):
-        differ = [(r["model"], key, r[key], book.get(r["family"], {}).get(key)) for r in found for key in keys if r[key] != book.get(r["family"], {}).get(key)]
+        differ = [
+            (r["model"], key, r[key], book.get(r["family"], {}).get(key))
+            for r in found
+            for key in keys
+            if r[key] != book.get(r["family"], {}).get(key)
+        ]
         assert not differ and len(found) == len(book), f"run python tests/zoo.py, which writes the table anew: {differ}"
 
 

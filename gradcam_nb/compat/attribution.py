@@ -22,13 +22,20 @@ from ..methods.guided_backprop import _Guided
 from ..targets.resolve import resolve_targets, total_score
 
 # %% ../../nbs/compat/attribution.ipynb #09
-def as_tuple(given) -> tuple: return given if isinstance(given, tuple) else () if given is None else (given,)
+def as_tuple(given) -> tuple:
+    return given if isinstance(given, tuple) else () if given is None else (given,)
 
-def like(inputs, found): return tuple(found) if isinstance(inputs, tuple) else found[0]
 
-def one_or_all(tensors): return tensors[0] if len(tensors) == 1 else tuple(tensors)
+def like(inputs, found):
+    return tuple(found) if isinstance(inputs, tuple) else found[0]
 
-def tensors_in(tree) -> list[Tensor]: return [t for t in tree_leaves(tree) if isinstance(t, Tensor)]
+
+def one_or_all(tensors):
+    return tensors[0] if len(tensors) == 1 else tuple(tensors)
+
+
+def tensors_in(tree) -> list[Tensor]:
+    return [t for t in tree_leaves(tree) if isinstance(t, Tensor)]
 
 # %% ../../nbs/compat/attribution.ipynb #11
 def target_score(
@@ -36,15 +43,21 @@ def target_score(
     batch: int,  # how many pictures
 ) -> Callable:  # what the model gives -> one number
     "The score that captum's `target` asks for, summed over the pictures."
-    def part(one): return (lambda output: output[one]) if isinstance(one, tuple) else one
-    if target is None: target = lambda output: output
+
+    def part(one):
+        return (lambda output: output[one]) if isinstance(one, tuple) else one
+
+    if target is None:
+        target = lambda output: output
     target = [part(one) for one in target] if isinstance(target, list) else part(target)
     return lambda output: total_score(resolve_targets(target, output, batch), output)
 
 # %% ../../nbs/compat/attribution.ipynb #14
 class Box(nn.Module):
     "What is called, with its input as a layer; it may keep what its layers are given."
-    def __init__(self,
+
+    def __init__(
+        self,
         forward_func: Callable,  # a model, or a function that calls one
         layers=(),  # modules, or names of a model's
         keeps: bool = False,  # whether to keep what they are given, in `kept`
@@ -52,9 +65,11 @@ class Box(nn.Module):
         super().__init__()
         # A model's own forward is the model.
         owner = getattr(forward_func, "__self__", None)
-        if isinstance(owner, nn.Module) and forward_func.__name__ == "forward": forward_func = owner
+        if isinstance(owner, nn.Module) and forward_func.__name__ == "forward":
+            forward_func = owner
         self.forward_func = unwrap(forward_func) if isinstance(forward_func, nn.Module) else forward_func
-        if isinstance(self.forward_func, nn.Module): layers = [find_layer(self.forward_func, layer) for layer in layers]
+        if isinstance(self.forward_func, nn.Module):
+            layers = [find_layer(self.forward_func, layer) for layer in layers]
         self.layers, self.input, self.keeps, self.kept = nn.ModuleList(layers), nn.Identity(), keeps, {}
 
     def forward(self, *args):
@@ -64,9 +79,13 @@ class Box(nn.Module):
             return self.forward_func(*self.input(args))
 
     def keep(self, thread, layer, args, kwargs):
-        if get_ident() != thread: return None
+        if get_ident() != thread:
+            return None
+
         # Never asked of the tensor itself: it may be a frozen parameter.
-        def start(t): return t.detach().clone().requires_grad_() if torch.is_grad_enabled() and t.is_floating_point() and not t.requires_grad else t
+        def start(t):
+            return t.detach().clone().requires_grad_() if torch.is_grad_enabled() and t.is_floating_point() and not t.requires_grad else t
+
         given = tree_map_only(Tensor, start, (args, kwargs))
         self.kept[layer] = [(t, t.detach().clone()) for t in tensors_in(given)]
         return tree_map_only(Tensor, torch.clone, given)
@@ -87,10 +106,14 @@ def run_box(
     score: Callable | None = None,  # what the model gives -> one number
 ) -> Record:
     "One run of what is in the box."
-    if not tensors_in(inputs) or any(not isinstance(t, Tensor) for t in as_tuple(inputs)): raise TypeError(f"inputs: expected a tensor or a tuple of tensors, got {type(inputs).__name__}")
+    if not tensors_in(inputs) or any(not isinstance(t, Tensor) for t in as_tuple(inputs)):
+        raise TypeError(f"inputs: expected a tensor or a tuple of tensors, got {type(inputs).__name__}")
     return record(box, watched, (*as_tuple(inputs), *as_tuple(more)), score)
 
-def _rows(inputs): return len(next(iter(tensors_in(inputs)), ()))
+
+def _rows(inputs):
+    return len(next(iter(tensors_in(inputs)), ()))
+
 
 def tensors_of_layers(
     forward_func: Callable,  # a model, or a function that calls one
@@ -106,12 +129,15 @@ def tensors_of_layers(
 
     def score(output):
         value = target_score(target, _rows(inputs))(output)
-        if to_input: gradients.update(box.gradients(value))
+        if to_input:
+            gradients.update(box.gradients(value))
         return value
 
     r = run_box(box, [box.input] if to_input else list(box.layers), inputs, more, score if scored else None)
-    if to_input: return [([copy for _, copy in box.kept[one]], gradients.get(one)) for one in box.layers]
+    if to_input:
+        return [([copy for _, copy in box.kept[one]], gradients.get(one)) for one in box.layers]
     return [(tensors_in(r.activations[one][-1]), tensors_in(r.gradients[one][-1]) if scored else None) for one in box.layers]
+
 
 def input_gradients(
     forward_func: Callable,  # a model, or a function that calls one
@@ -122,5 +148,6 @@ def input_gradients(
 ) -> tuple[Tensor, ...]:  # for each of the inputs, of its shape
     "The gradient of a score at the input."
     box = Box(forward_func)
-    with _Guided() if guided else nullcontext(): r = run_box(box, [box.input], inputs, more, target_score(target, _rows(inputs)))
-    return r.gradients[box.input][0][:len(as_tuple(inputs))]
+    with _Guided() if guided else nullcontext():
+        r = run_box(box, [box.input], inputs, more, target_score(target, _rows(inputs)))
+    return r.gradients[box.input][0][: len(as_tuple(inputs))]

@@ -20,20 +20,28 @@ from ..core.cam import combine, weigh
 # %% ../../nbs/compat/captum.ipynb #09
 class Attribution:
     "What all attributions share."
+
     multiplies_by_inputs = False
 
-    def __init__(self, forward_func: Callable): self.forward_func = forward_func
+    def __init__(self, forward_func: Callable):
+        self.forward_func = forward_func
 
-    def has_convergence_delta(self) -> bool: return False
+    def has_convergence_delta(self) -> bool:
+        return False
 
-    def attribute(self, inputs, *asked, **how): raise NotImplementedError(f"{type(self).__name__}: override attribute")
+    def attribute(self, inputs, *asked, **how):
+        raise NotImplementedError(f"{type(self).__name__}: override attribute")
 
     @classmethod
-    def get_name(cls) -> str: return cls.__name__[0] + "".join(letter if letter.islower() else f" {letter}" for letter in cls.__name__[1:])
+    def get_name(cls) -> str:
+        return cls.__name__[0] + "".join(letter if letter.islower() else f" {letter}" for letter in cls.__name__[1:])
+
 
 class LayerAttribution(Attribution):
     "What attributions of a layer share."
-    def __init__(self,
+
+    def __init__(
+        self,
         forward_func: Callable,  # a model, or a function that calls one
         layer,  # one of its modules
         device_ids=None,  # no effect: the model inside a `DataParallel` is run
@@ -41,7 +49,8 @@ class LayerAttribution(Attribution):
         super().__init__(forward_func)
         self.layer, self.device_ids = layer, device_ids
 
-    def _each(self, found): return found if isinstance(self.layer, (list, tuple)) else found[0]
+    def _each(self, found):
+        return found if isinstance(self.layer, (list, tuple)) else found[0]
 
     @staticmethod
     def interpolate(
@@ -55,7 +64,9 @@ class LayerAttribution(Attribution):
 # %% ../../nbs/compat/captum.ipynb #10
 class LayerGradCam(LayerAttribution):
     "[Grad-CAM](../methods/gradcam.ipynb) with its sign, in the layer's size."
-    def attribute(self,
+
+    def attribute(
+        self,
         inputs,  # a tensor, or a tuple of them: the model's first arguments
         target=None,  # int, tuple, tensor of ints, list of ints or tuples; None: the model gives a number for each picture
         additional_forward_args=None,  # the model's further arguments: one, or a tuple
@@ -64,13 +75,17 @@ class LayerGradCam(LayerAttribution):
         attr_dim_summation: bool = True,  # the sum over channels; False: each channel for itself
         grad_kwargs=None,  # no effect
     ):  # `B × 1 × spatial` of the layer; a tuple where the layer gives several tensors
-        (found, gradients), = tensors_of_layers(self.forward_func, self.layer, inputs, additional_forward_args, attribute_to_layer_input, target)
+        ((found, gradients),) = tensors_of_layers(
+            self.forward_func, self.layer, inputs, additional_forward_args, attribute_to_layer_input, target
+        )
         terms = [weigh(a, g.flatten(2).mean(-1) if g.ndim > 2 else g) for a, g in zip(found, gradients)]
         maps = [combine(t)[:, None] for t in terms] if attr_dim_summation else terms
         return one_or_all([m.clamp(min=0) for m in maps] if relu_attributions else maps)
 
+
 class LayerGradientXActivation(LayerAttribution):
     "What a layer gives times its gradient: the terms of [HiResCAM](../methods/hirescam.ipynb)."
+
     def __init__(self, forward_func, layer, device_ids=None, multiply_by_inputs=True, memory_efficient=False):
         super().__init__(forward_func, layer, device_ids)
         self.multiplies_by_inputs = multiply_by_inputs
@@ -79,8 +94,10 @@ class LayerGradientXActivation(LayerAttribution):
         layers = tensors_of_layers(self.forward_func, self.layer, inputs, additional_forward_args, attribute_to_layer_input, target)
         return self._each([one_or_all([a * g if self.multiplies_by_inputs else g for a, g in zip(*pair)]) for pair in layers])
 
+
 class LayerActivation(LayerAttribution):
     "What a layer gives."
+
     multiplies_by_inputs = True
 
     def attribute(self, inputs, additional_forward_args=None, attribute_to_layer_input=False):
@@ -90,37 +107,55 @@ class LayerActivation(LayerAttribution):
 # %% ../../nbs/compat/captum.ipynb #11
 class Saliency(Attribution):
     "The gradient at the input; its magnitude, unless `abs=False`."
+
     def attribute(self, inputs, target=None, abs=True, additional_forward_args=None):
         found = input_gradients(self.forward_func, inputs, target, additional_forward_args)
         return like(inputs, [g.abs() if abs else g for g in found])
 
+
 class InputXGradient(Attribution):
     "The input times its gradient."
+
     multiplies_by_inputs = True
 
     def attribute(self, inputs, target=None, additional_forward_args=None):
         found = input_gradients(self.forward_func, inputs, target, additional_forward_args)
         return like(inputs, [t.detach() * g for t, g in zip(as_tuple(inputs), found)])
 
+
 class GuidedBackprop(Attribution):
     "[Guided backpropagation](../methods/guided_backprop.ipynb); ReLUs called as functions are guided too."
+
     def attribute(self, inputs, target=None, additional_forward_args=None):
         return like(inputs, input_gradients(self.forward_func, inputs, target, additional_forward_args, guided=True))
 
+
 class GuidedGradCam(Attribution):
     "[Guided Grad-CAM](../methods/guided_gradcam.ipynb), the heat map enlarged in blocks unless told otherwise."
+
     def __init__(self, model, layer, device_ids=None):
         super().__init__(model)
         self.grad_cam, self.guided_backprop = LayerGradCam(model, layer, device_ids), GuidedBackprop(model)
 
     def attribute(self, inputs, target=None, additional_forward_args=None, interpolate_mode="nearest", attribute_to_layer_input=False):
         heat = self.grad_cam.attribute(inputs, target, additional_forward_args, attribute_to_layer_input, relu_attributions=True)
-        if isinstance(heat, tuple): raise ValueError(f"layer: it gives {len(heat)} tensors; pass one that gives a single one")
-        return like(inputs, [self._on(g, heat, interpolate_mode) for g in self.guided_backprop.attribute(as_tuple(inputs), target, additional_forward_args)])
+        if isinstance(heat, tuple):
+            raise ValueError(f"layer: it gives {len(heat)} tensors; pass one that gives a single one")
+        return like(
+            inputs,
+            [
+                self._on(g, heat, interpolate_mode)
+                for g in self.guided_backprop.attribute(as_tuple(inputs), target, additional_forward_args)
+            ],
+        )
 
     def _on(self, detail, heat, mode):
-        if detail.ndim == heat.ndim > 2: return detail * LayerAttribution.interpolate(heat, detail.shape[2:], mode)
-        warnings.warn(f"inputs: no heat map of shape {tuple(heat.shape)} lies on an input of shape {tuple(detail.shape)}; its attribution is empty", stacklevel=3)
+        if detail.ndim == heat.ndim > 2:
+            return detail * LayerAttribution.interpolate(heat, detail.shape[2:], mode)
+        warnings.warn(
+            f"inputs: no heat map of shape {tuple(heat.shape)} lies on an input of shape {tuple(detail.shape)}; its attribution is empty",
+            stacklevel=3,
+        )
         return torch.empty(0)
 
 # %% ../../nbs/compat/captum.ipynb #25
@@ -137,10 +172,13 @@ _REASONS = {  # a reason -> the names that it is of
     "statistics of many attributions; torch on the tensors does it": "Summarizer SummarizerSingleTensor CommonStats ClassSummarizer Mean StdDev MSE Var Min Max Sum Count StatValue",
     "loop over the batches: nothing is kept between them": "DataLoaderAttribution",
 }
-ABSENT: dict[str, str] = {name: reason for reason, names in _REASONS.items() for name in names.split()}  # captum.attr's public names that are not offered -> why, and what serves
+ABSENT: dict[str, str] = {
+    name: reason for reason, names in _REASONS.items() for name in names.split()
+}  # captum.attr's public names that are not offered -> why, and what serves
 
 # %% ../../nbs/compat/captum.ipynb #26
 def __getattr__(name):
     # `from … import name` replaces an AttributeError, and its reason, by one of its own.
-    if name in ABSENT: raise ImportError(f"{name}: not offered in captum's interface; {ABSENT[name]}", name=__name__)
+    if name in ABSENT:
+        raise ImportError(f"{name}: not offered in captum's interface; {ABSENT[name]}", name=__name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from ..core.heatmap import resize, stretch
-from ..engine.record import find_layer
 from ..engine.layers import list_layers
+from ..engine.record import find_layer
 
 # %% ../../nbs/compat/extractor.ipynb #09
 def last_layer(
@@ -29,24 +29,38 @@ def last_layer(
     like = next(model.parameters(), torch.empty(0))
     layers = list_layers(model, torch.zeros(1, *input_shape, dtype=like.dtype, device=like.device))
     found = [layer.module for layer in layers if len(layer.shape) == len(input_shape) + 1 and any(n != 1 for n in layer.shape[2:])]
-    if not found: raise ValueError(f"target_layer: no layer has places for an input of {tuple(input_shape)}; name one, or pass the input_shape that the model takes")
+    if not found:
+        raise ValueError(
+            f"target_layer: no layer has places for an input of {tuple(input_shape)}; name one, or pass the input_shape that the model takes"
+        )
     return found[-1]
 
 # %% ../../nbs/compat/extractor.ipynb #12
 _logger = logging.getLogger(__name__)
 _explaining = ContextVar("explaining", default=False)  # then a run is ours, or another extractor's, and not the user's
 
+
 def _remembered(model, args, kwargs):
     "What the model was given, as methods take it; later changes in place do not reach it."
-    with torch.inference_mode(False): args, kwargs = tree_map_only(Tensor, lambda t: t.detach().clone(), (args, kwargs))
-    if args and kwargs: return dict(signature(model.forward).bind(*args, **kwargs).arguments)
-    if kwargs: return kwargs
+    with torch.inference_mode(False):
+        args, kwargs = tree_map_only(Tensor, lambda t: t.detach().clone(), (args, kwargs))
+    if args and kwargs:
+        return dict(signature(model.forward).bind(*args, **kwargs).arguments)
+    if kwargs:
+        return kwargs
     return args[0] if len(args) == 1 and isinstance(args[0], (Tensor, list)) else args
 
+
 def _compare(scores, given):
-    if scores.shape != given.shape: raise ValueError(f"scores: got shape {tuple(scores.shape)}, but the model gives {tuple(given.shape)} for its last input; pass what it gave")
-    if (scores.to(given) - given).abs().max() > .05 * given.abs().max():
-        warnings.warn("scores: not what the model in evaluation mode gives for its last input, which is what the map is of; a score of your own making goes into targets=", stacklevel=5)
+    if scores.shape != given.shape:
+        raise ValueError(
+            f"scores: got shape {tuple(scores.shape)}, but the model gives {tuple(given.shape)} for its last input; pass what it gave"
+        )
+    if (scores.to(given) - given).abs().max() > 0.05 * given.abs().max():
+        warnings.warn(
+            "scores: not what the model in evaluation mode gives for its last input, which is what the map is of; a score of your own making goes into targets=",
+            stacklevel=5,
+        )
 
 # %% ../../nbs/compat/extractor.ipynb #13
 def common_shape(
@@ -54,16 +68,20 @@ def common_shape(
     shape: tuple[int, ...] | None = None,  # as asked for; left out: that of the finest
 ) -> tuple[int, ...]:
     "The size in which several layers' maps meet."
-    if not isinstance(cams, list) or not all(isinstance(cam, Tensor) for cam in cams): raise TypeError("cams: expected a list of tensors, as an extractor gives it")
-    if not cams: raise ValueError("cams: got an empty list; pass the maps of one layer or more")
+    if not isinstance(cams, list) or not all(isinstance(cam, Tensor) for cam in cams):
+        raise TypeError("cams: expected a list of tensors, as an extractor gives it")
+    if not cams:
+        raise ValueError("cams: got an empty list; pass the maps of one layer or more")
     return tuple(shape or map(max, zip(*(cam.shape[1:] for cam in cams))))
 
 # %% ../../nbs/compat/extractor.ipynb #15
 class Extractor:
     "What torchcam's extractors share: they remember what the model was given, and explain it when asked."
+
     method, relu, takes_targets = None, True, True
 
-    def __init__(self,
+    def __init__(
+        self,
         model: nn.Module,
         target_layer=None,  # a module, a name, or a list of them; left out: the last that has places
         input_shape: tuple[int, ...] = (3, 224, 224),  # what the model takes, to find the layer
@@ -71,29 +89,40 @@ class Extractor:
         reshape_transform: Callable | None = None,  # a layer's output -> `B × C × spatial`; left out: found from the shapes
         **options,  # of the method
     ):
-        if reshape_transform is not None and target_layer is None: raise ValueError("target_layer: left out beside a reshape_transform; name the layer that it lays out")
-        asked = target_layer if isinstance(target_layer, list) else [last_layer(model, input_shape) if target_layer is None else target_layer]
+        if reshape_transform is not None and target_layer is None:
+            raise ValueError("target_layer: left out beside a reshape_transform; name the layer that it lays out")
+        asked = (
+            target_layer if isinstance(target_layer, list) else [last_layer(model, input_shape) if target_layer is None else target_layer]
+        )
         modules, names = [find_layer(model, layer) for layer in asked], {module: name for name, module in model.named_modules()}
         self.model, self.target_names, self.submodule_dict = model, [names[module] for module in modules], dict(model.named_modules())
-        if target_layer is None: _logger.warning(f"target_layer: left out, so it is {self.target_names[0]!r}")
+        if target_layer is None:
+            _logger.warning(f"target_layer: left out, so it is {self.target_names[0]!r}")
         self._cam = self.method(model, modules, reshape_transform, **options)
         self._hooks_enabled, self._input = enable_hooks, None
 
         # A function and no method: a copy of the model shares the hook, and does not copy the extractor.
         def remember(module, args, kwargs):
-            if self._hooks_enabled and not _explaining.get(): self._input = _remembered(module, args, kwargs)
+            if self._hooks_enabled and not _explaining.get():
+                self._input = _remembered(module, args, kwargs)
+
         self.hook_handles = [model.register_forward_pre_hook(remember, with_kwargs=True)]
 
-    def enable_hooks(self): self._hooks_enabled = True
+    def enable_hooks(self):
+        self._hooks_enabled = True
 
-    def disable_hooks(self): self._hooks_enabled = False
+    def disable_hooks(self):
+        self._hooks_enabled = False
 
-    def reset_hooks(self): self._input = None
+    def reset_hooks(self):
+        self._input = None
 
     def remove_hooks(self):
-        while self.hook_handles: self.hook_handles.pop().remove()
+        while self.hook_handles:
+            self.hook_handles.pop().remove()
 
-    def __enter__(self): return self
+    def __enter__(self):
+        return self
 
     def __exit__(self, *exception):
         self.remove_hooks()
@@ -103,7 +132,8 @@ class Extractor:
         "As `compute_cams`."
         return self.compute_cams(*asked, **how)
 
-    def compute_cams(self,
+    def compute_cams(
+        self,
         class_idx=None,  # the class asked for; a list: one for each picture
         scores=None,  # what the model gave; compared, not used
         normalized: bool = True,  # each map from 0 to 1; False: as the method has it
@@ -113,26 +143,36 @@ class Extractor:
         eps: float = 0.0,  # no effect: nothing is added where it would be divided by zero
     ) -> list[Tensor]:  # for each layer its maps, `B × spatial` of the layer, float32
         "The maps of what the model was given last."
-        if (class_idx is None) == (targets is None): raise ValueError("class_idx, targets: pass one of them")
-        if targets is not None and not self.takes_targets: raise ValueError(f"targets: {type(self).__name__} explains classes only; pass class_idx")
+        if (class_idx is None) == (targets is None):
+            raise ValueError("class_idx, targets: pass one of them")
+        if targets is not None and not self.takes_targets:
+            raise ValueError(f"targets: {type(self).__name__} explains classes only; pass class_idx")
         return self._explain(class_idx if targets is None else targets, scores, normalized)
 
     def _explain(self, asked, scores, normalized):
-        if self._input is None: raise ValueError("input: nothing is remembered; run the model on it first, with the hooks enabled, inside the `with` block")
+        if self._input is None:
+            raise ValueError("input: nothing is remembered; run the model on it first, with the hooks enabled, inside the `with` block")
         token = _explaining.set(True)
-        try: maps = self._maps(self._cam.run(self._input, asked))
-        finally: _explaining.reset(token)
-        if isinstance(scores, Tensor) and isinstance(self._cam.outputs, Tensor): _compare(scores.detach(), self._cam.outputs)
-        if self.relu: maps = [m.clamp(min=0) for m in maps]
+        try:
+            maps = self._maps(self._cam.run(self._input, asked))
+        finally:
+            _explaining.reset(token)
+        if isinstance(scores, Tensor) and isinstance(self._cam.outputs, Tensor):
+            _compare(scores.detach(), self._cam.outputs)
+        if self.relu:
+            maps = [m.clamp(min=0) for m in maps]
         return [stretch(m) for m in maps] if normalized else maps
 
-    def _maps(self, run): return [self._cam.get_layer_map(run, list(run.calls(layer))[-1]) for layer in run.layers]
+    def _maps(self, run):
+        return [self._cam.get_layer_map(run, list(run.calls(layer))[-1]) for layer in run.layers]
 
     @staticmethod
-    def _scaled(cam): return cam
+    def _scaled(cam):
+        return cam
 
     @classmethod
-    def fuse_cams(cls,
+    def fuse_cams(
+        cls,
         cams: list[Tensor],  # of several layers, each `B × spatial`
         target_shape: tuple[int, ...] | None = None,  # left out: that of the finest
     ) -> Tensor:  # `B × target_shape`
@@ -140,21 +180,29 @@ class Extractor:
         shape = common_shape(cams, target_shape)
         return cams[0] if len(cams) == 1 else torch.stack([resize(cls._scaled(cam), shape) for cam in cams]).amax(0)
 
-    def __repr__(self): return f"{type(self).__name__}(target_layer={self.target_names})"
+    def __repr__(self):
+        return f"{type(self).__name__}(target_layer={self.target_names})"
 
 # %% ../../nbs/compat/extractor.ipynb #17
 class Around:
     "An extractor around another one."
+
     def __init__(self, base_method, *asked, **options):
-        if not (isinstance(base_method, type) and issubclass(base_method, Extractor)): raise TypeError(f"base_method: expected an extractor's class, got {base_method}; pass such as LayerCAM")
+        if not (isinstance(base_method, type) and issubclass(base_method, Extractor)):
+            raise TypeError(f"base_method: expected an extractor's class, got {base_method}; pass such as LayerCAM")
         self.base_cam = base_cam = base_method(*asked, **options)
         self.model, self.target_names = base_cam.model, base_cam.target_names
-        for name in ("enable_hooks", "disable_hooks", "reset_hooks", "remove_hooks"): setattr(self, name, getattr(base_cam, name))
+        for name in ("enable_hooks", "disable_hooks", "reset_hooks", "remove_hooks"):
+            setattr(self, name, getattr(base_cam, name))
 
-    def __enter__(self): return self
+    def __enter__(self):
+        return self
 
-    def __exit__(self, *exception): self.base_cam.__exit__(*exception)
+    def __exit__(self, *exception):
+        self.base_cam.__exit__(*exception)
 
-    def __call__(self, *asked, **how): return self.compute_cams(*asked, **how)
+    def __call__(self, *asked, **how):
+        return self.compute_cams(*asked, **how)
 
-    def __repr__(self): return f"{type(self).__name__}(base_method={type(self.base_cam).__name__}, target_layer={self.target_names})"
+    def __repr__(self):
+        return f"{type(self).__name__}(base_method={type(self.base_cam).__name__}, target_layer={self.target_names})"

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..core.cam import finish
 from ..core.heatmap import stretch
+from ..engine.layers import list_layers, live_layers, suggest_layer
 from ..engine.visit import unwrap
 from ..explanation import saw
 from ..imaging.figure import grid, shown_by_jupyter
@@ -24,7 +25,6 @@ from ..imaging.overlay import colorize, overlay
 from ..imaging.preprocess import Preprocess, preprocess_for
 from ..imaging.read import read_image
 from ..imaging.write import write_all
-from ..engine.layers import list_layers, live_layers, suggest_layer
 from ..methods import gradcam
 
 # %% ../../nbs/compat/one_object.ipynb #10
@@ -34,7 +34,12 @@ def _serving(model, x):
     seen = {layer.name: layer for layer in list_layers(model, x) if layer.grid and torch.Size(layer.grid).numel() > 1}
     names = [name for name, _ in model.named_children()]
     live = {layer.name for layer in live_layers(model, [seen[name] for name in names if name in seen], x)}
-    return {behind: name for behind, name in enumerate(reversed(names)) if behind and (name in live or name in seen and best.startswith(f"{name}."))}
+    return {
+        behind: name
+        for behind, name in enumerate(reversed(names))
+        if behind and (name in live or name in seen and best.startswith(f"{name}."))
+    }
+
 
 def _numbered(model, layer_idx, x):
     "The layer that a number means, and what is to be said about it."
@@ -42,26 +47,44 @@ def _numbered(model, layer_idx, x):
     name = names[-behind - 1] if 0 < behind < len(names) else None
     layer = next((layer for layer in list_layers(model, x) if layer.name == name), None)
     if layer is None or not layer.grid or torch.Size(layer.grid).numel() < 2:
-        why = f"{name!r} never ran" if name and not layer else f"{name!r} gives {tuple(layer.shape)}, which has no places on the picture" if name else f"the model has {len(names)} children"
+        why = (
+            f"{name!r} never ran"
+            if name and not layer
+            else f"{name!r} gives {tuple(layer.shape)}, which has no places on the picture"
+            if name
+            else f"the model has {len(names)} children"
+        )
         serving = ", ".join(f"{n} ({name})" for n, name in _serving(model, x).items())
-        raise ValueError(f"layer_idx: got {layer_idx}, but {why}; " + (f"pass {serving}, or a layer's name" if serving else "pass a layer's name"))
+        raise ValueError(
+            f"layer_idx: got {layer_idx}, but {why}; " + (f"pass {serving}, or a layer's name" if serving else "pass a layer's name")
+        )
     if not live_layers(model, [layer], x):
         best = suggest_layer(model, x)
-        if best.name.startswith(f"{name}."): return best.module, f"the score does not depend on what {name!r} says at the places of the picture; the last layer inside of it where it does: {best.name!r}"
+        if best.name.startswith(f"{name}."):
+            return (
+                best.module,
+                f"the score does not depend on what {name!r} says at the places of the picture; the last layer inside of it where it does: {best.name!r}",
+            )
     return layer.module, ""
 
 # %% ../../nbs/compat/one_object.ipynb #12
 _TYPES = ("Normal", "ViT", "DeiT", "SwinT")
 
+
 def _one_of(**given):
     "The argument that was given, of two names for one thing."
     got = {name: value for name, value in given.items() if value is not None}
-    if len(got) > 1: raise ValueError(f"{' and '.join(got)}: they name one thing, and both were passed; pass one of them")
+    if len(got) > 1:
+        raise ValueError(f"{' and '.join(got)}: they name one thing, and both were passed; pass one of them")
     return next(iter(got.values()), None)
+
 
 def _share(threshold):
     "The share of the maximum below which all is zero."
-    if not hasattr(threshold, "__float__") or not threshold > 1: raise ValueError(f"heatmap_threshold: got {threshold!r}; pass a number above 1: what lies below the maximum divided by it becomes zero; float('inf') is a plain ReLU")
+    if not hasattr(threshold, "__float__") or not threshold > 1:
+        raise ValueError(
+            f"heatmap_threshold: got {threshold!r}; pass a number above 1: what lies below the maximum divided by it becomes zero; float('inf') is a plain ReLU"
+        )
     return 1 / float(threshold)
 
 # %% ../../nbs/compat/one_object.ipynb #13
@@ -69,28 +92,39 @@ def _at_once(figure):
     "The figure; in a notebook it is shown where it is made, and not again as that cell's value."
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     made_in = getattr(shell, "parent_header", None)
-    if not made_in: return figure
+    if not made_in:
+        return figure
     from IPython.display import display
-    def show(): display({"image/png": figure._repr_png_()}, raw=True)
+
+    def show():
+        display({"image/png": figure._repr_png_()}, raw=True)
+
     show()
     figure._ipython_display_ = lambda: None if shell.parent_header is made_in or shell.parent_header == made_in else show()
     return figure
+
 
 def _named(save_path, figure):
     "A path with an ending that a figure can have."
     given = Path(save_path)
     path = given if given.suffix else given.with_suffix(".png")
-    if path.suffix[1:].lower() not in (kinds := figure.canvas.get_supported_filetypes()): raise ValueError(f"save_path: {str(path)!r} ends in {path.suffix}; pass one of .{', .'.join(kinds)}")
-    if given.is_dir() or path.is_dir(): raise ValueError(f"save_path: {str(save_path)!r} is a folder; pass a file in it")
+    if path.suffix[1:].lower() not in (kinds := figure.canvas.get_supported_filetypes()):
+        raise ValueError(f"save_path: {str(path)!r} ends in {path.suffix}; pass one of .{', .'.join(kinds)}")
+    if given.is_dir() or path.is_dir():
+        raise ValueError(f"save_path: {str(save_path)!r} is a folder; pass a file in it")
     return path
 
 # %% ../../nbs/compat/one_object.ipynb #14
 class GradCAM:
     "Grad-CAM of one picture with a threshold in place of the ReLU: call it, then show or save what it found. The model is left as it was."
-    def __init__(self,
+
+    def __init__(
+        self,
         model: nn.Module,
         img_path=None,  # the picture's file; grey ones are read as RGB
-        layer_idx: int | str | None = None,  # how many of the model's children stand behind the layer, or its name; left out: the last layer with places and a gradient
+        layer_idx: int
+        | str
+        | None = None,  # how many of the model's children stand behind the layer, or its name; left out: the last layer with places and a gradient
         input_size=None,  # width and height of the network's input; left out: the model's own
         model_type: str = "Normal",  # "Normal", "ViT", "DeiT" or "SwinT"; the places are found from the shapes in any case
         *,
@@ -103,8 +137,10 @@ class GradCAM:
         verbose: bool = False,  # print shapes, layer and class
     ):
         self.model, self.img_path, self.im_value, self.transform, self.verbose = unwrap(model), img_path, img_value, transform, verbose
-        if (img_path is None) == (img_value is None): raise ValueError(f"img_path, img_value: got {'neither' if img_path is None else 'both'}; pass one of them")
-        if str(model_type).lower() not in map(str.lower, _TYPES): raise ValueError(f"model_type: got {model_type!r}; pass one of {', '.join(_TYPES)}, or leave it out")
+        if (img_path is None) == (img_value is None):
+            raise ValueError(f"img_path, img_value: got {'neither' if img_path is None else 'both'}; pass one of them")
+        if str(model_type).lower() not in map(str.lower, _TYPES):
+            raise ValueError(f"model_type: got {model_type!r}; pass one of {', '.join(_TYPES)}, or leave it out")
         self.layer_idx, self.model_type = _one_of(layer_idx=layer_idx, layer_name=layer_name), model_type
         size = _one_of(input_size=input_size, input_shape=input_shape)
         self.input_shape = (size, size) if isinstance(size, int) else size and tuple(size)
@@ -118,18 +154,23 @@ class GradCAM:
         source = self.img_path if self.im_value is None else self.im_value
         steps = getattr(self.transform, "transforms", [])
         self.normal = next(((step.mean, step.std) for step in steps if hasattr(step, "mean") and hasattr(step, "std")), None)
-        if self.transform: x = self.transform(source if isinstance(source, Tensor) else read_image(source))
-        elif isinstance(source, Tensor): x = source
+        if self.transform:
+            x = self.transform(source if isinstance(source, Tensor) else read_image(source))
+        elif isinstance(source, Tensor):
+            x = source
         else:
             own = preprocess_for(self.model)
             own = replace(own, size=self.input_shape[::-1] if self.input_shape else own.size, resize="squash", crop_pct=1.0)
             x, self.normal = own(source), (own.mean, own.std)
         if not isinstance(x, Tensor) or x.ndim not in (3, 4) or (x.ndim == 4 and len(x) > 1):
-            raise ValueError(f"{'transform' if self.transform else 'img_value'}: gave {tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__}; one picture is a tensor C × H × W")
+            raise ValueError(
+                f"{'transform' if self.transform else 'img_value'}: gave {tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__}; one picture is a tensor C × H × W"
+            )
         like = next(self.model.parameters(), torch.empty(0))
         return x.reshape(-1, *x.shape[-2:])[None].to(like.device, like.dtype)
 
-    def __call__(self,
+    def __call__(
+        self,
         heatmap_threshold: float | None = None,  # left out: the object's
         target=None,  # a class index or a callable; left out: the model's top class
     ):  # the heat map, `h × w` of the layer, uint8 (numpy)
@@ -141,7 +182,9 @@ class GradCAM:
             cam = gradcam.GradCAM(model, layer)
             run = cam.run(self.img, target)
         except (RuntimeError, AssertionError) as error:
-            raise ValueError(f"input_size: the model failed on an input of {tuple(self.img.shape)} ({(str(error).splitlines() or [type(error).__name__])[0]}); pass the size that it takes") from error
+            raise ValueError(
+                f"input_size: the model failed on an input of {tuple(self.img.shape)} ({(str(error).splitlines() or [type(error).__name__])[0]}); pass the size that it takes"
+            ) from error
         self.layer = run.name(run.layers[0])
         maps = [cam.get_layer_map(run, call) for call in run.calls(run.layers[0])]
         self.enlarged = cam.draw(replace(run, threshold=share))[0].cpu()
@@ -149,26 +192,34 @@ class GradCAM:
         if seen := saw(model, cam.outputs):
             top = max(seen, key=lambda one: one.score)
             self.result_class, self.confidence = top.index, round(100 * top.probability, 2)
-        if note: warnings.warn(f"layer_idx {self.layer_idx}: {note}", stacklevel=2)
+        if note:
+            warnings.warn(f"layer_idx {self.layer_idx}: {note}", stacklevel=2)
         if self.verbose:
             print(f"input {tuple(self.img.shape)}: class {self.result_class} with {self.confidence} %")
-            print(f"layer {self.layer!r}: activations {tuple(run.record.activations[run.layers[0]][-1].shape)}, map {self.heatmap.shape}, zero below {share:.3g} of its maximum")
+            print(
+                f"layer {self.layer!r}: activations {tuple(run.record.activations[run.layers[0]][-1].shape)}, map {self.heatmap.shape}, zero below {share:.3g} of its maximum"
+            )
         return self.heatmap
 
-    def origin_cam_visualization(self,
+    def origin_cam_visualization(
+        self,
         save_path: str | Path | None = None,  # where to write the figure; its folder is made
     ):  # a matplotlib figure
         "The map in the layer's own size: one square a place."
         from matplotlib.figure import Figure
-        if self.heatmap is None: self()
-        figure = Figure(figsize=(4, 4 * self.heatmap.shape[0] / self.heatmap.shape[1] + .3), layout="constrained")
+
+        if self.heatmap is None:
+            self()
+        figure = Figure(figsize=(4, 4 * self.heatmap.shape[0] / self.heatmap.shape[1] + 0.3), layout="constrained")
         panel = figure.subplots()
         panel.imshow(self.heatmap, vmin=0, vmax=255, interpolation="nearest")
         panel.set_title(f"Heatmap of {self.layer}, {self.heatmap.shape[0]} × {self.heatmap.shape[1]}", fontsize=10)
-        if save_path is not None: write_all({_named(save_path, figure): figure.savefig})
+        if save_path is not None:
+            write_all({_named(save_path, figure): figure.savefig})
         return _at_once(shown_by_jupyter(figure))
 
-    def imposing_visualization(self,
+    def imposing_visualization(
+        self,
         save_path: str | Path | None = None,  # where to write the figure; its folder is made
         denormalize=None,  # mean and standard deviation of each channel; left out: as the picture was normalised, where that is known
         *,
@@ -176,20 +227,36 @@ class GradCAM:
         size: float = 3.0,  # width of a panel, in inches
     ):  # a matplotlib figure
         "Four panels: the picture, the overlay, the map's magnitude, its colours."
-        if save_panels and save_path is None: raise ValueError("save_panels: there is no save_path; pass the path of the figure, and the panels stand beside it")
-        if self.heatmap is None: self()
+        if save_panels and save_path is None:
+            raise ValueError("save_panels: there is no save_path; pass the path of the figure, and the panels stand beside it")
+        if self.heatmap is None:
+            self()
         picture = self._picture(denormalize or self.normal)
-        panels = dict(original=picture, overlapped=overlay(picture, self.enlarged, colormap="jet"), heatmap=colorize(self.enlarged, "viridis"), colormap=colorize(self.enlarged, "jet"))
-        figure = grid(list(panels.values()), ["Original image", "Overlapped colormap image", "Heatmap (2-D magnitude)", "Projected colormap (3-D)"], columns=2, size=size)
+        panels = dict(
+            original=picture,
+            overlapped=overlay(picture, self.enlarged, colormap="jet"),
+            heatmap=colorize(self.enlarged, "viridis"),
+            colormap=colorize(self.enlarged, "jet"),
+        )
+        figure = grid(
+            list(panels.values()),
+            ["Original image", "Overlapped colormap image", "Heatmap (2-D magnitude)", "Projected colormap (3-D)"],
+            columns=2,
+            size=size,
+        )
         if save_path is not None:
             path = _named(save_path, figure)
             panels["heatmap"] = Image.fromarray((255 * self.enlarged).byte().numpy())
-            write_all({path: figure.savefig} | ({path.with_name(f"{path.stem}-{name}.png"): panel.save for name, panel in panels.items()} if save_panels else {}))
+            write_all(
+                {path: figure.savefig}
+                | ({path.with_name(f"{path.stem}-{name}.png"): panel.save for name, panel in panels.items()} if save_panels else {})
+            )
         return _at_once(figure)
 
     def _picture(self, normal):
         "What the network saw."
-        if normal is None: return read_image(stretch(self.img.float().cpu())[0])
+        if normal is None:
+            return read_image(stretch(self.img.float().cpu())[0])
         return Preprocess(tuple(self.img.shape[2:]), *(tuple(map(float, values)) for values in normal)).undo(self.img)
 
 # %% ../../nbs/compat/one_object.ipynb #15

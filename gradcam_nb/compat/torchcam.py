@@ -35,67 +35,90 @@ from ..reshape.vit import token_grid
 # %% ../../nbs/compat/torchcam.ipynb #09
 class GradCAM(Extractor):
     "[Grad-CAM](../methods/gradcam.ipynb)."
+
     method = _GradCAM
+
 
 class GradCAMpp(Extractor):
     "[Grad-CAM++](../methods/gradcam_plusplus.ipynb)."
+
     method = _GradCAMPlusPlus
+
 
 class XGradCAM(Extractor):
     "[XGrad-CAM](../methods/xgradcam.ipynb)."
+
     method = _XGradCAM
+
 
 class LayerCAM(Extractor):
     "[LayerCAM](../methods/layercam.ipynb); fused, every layer's map is scaled."
+
     method = _LayerCAM
 
     @staticmethod
-    def _scaled(cam): return torch.tanh(2 * cam)
+    def _scaled(cam):
+        return torch.tanh(2 * cam)
 
 # %% ../../nbs/compat/torchcam.ipynb #11
 class _RowsCAM(_CAM):
     "CAM with the rows of a layer that was named; it may be a convolution over single places."
+
     fc = None
 
     def get_layer_map(self, run, call, eigen_smooth=False):
-        return combine(weigh(call.activations, self.fc.weight.detach().float().flatten(1)[[target.category for target in run.targets]]), eigen_smooth)
+        return combine(
+            weigh(call.activations, self.fc.weight.detach().float().flatten(1)[[target.category for target in run.targets]]), eigen_smooth
+        )
 
 # %% ../../nbs/compat/torchcam.ipynb #12
 class CAM(Extractor):
     "[CAM](../methods/cam.ipynb); what speaks against the class stays in the map."
+
     method, relu, takes_targets = _CAM, False, False
 
     def __init__(self, model, target_layer=None, fc_layer=None, input_shape=(3, 224, 224), **how):
-        if isinstance(target_layer, list) and len(target_layer) > 1: raise ValueError(f"target_layer: CAM has one layer, got {len(target_layer)}; pass the one in front of the pooling")
+        if isinstance(target_layer, list) and len(target_layer) > 1:
+            raise ValueError(f"target_layer: CAM has one layer, got {len(target_layer)}; pass the one in front of the pooling")
         self.method = _CAM if fc_layer is None else type("CAM", (_RowsCAM,), {"fc": find_layer(model, fc_layer)})
         super().__init__(model, target_layer, input_shape, **how)
 
 # %% ../../nbs/compat/torchcam.ipynb #14
 class SmoothGradCAMpp(Extractor):
     "[Smooth Grad-CAM++](../methods/smooth_gradcam_plusplus.ipynb)."
+
     method = _SmoothGradCAMPlusPlus
 
     def __init__(self, model, target_layer=None, num_samples=4, std=0.3, input_shape=(3, 224, 224), **how):
         super().__init__(model, target_layer, input_shape, samples=num_samples, **how)
-        def noisy(x, seed): return x + std * torch.randn(x.shape[1:], generator=torch.Generator().manual_seed(seed)).to(x)
+
+        def noisy(x, seed):
+            return x + std * torch.randn(x.shape[1:], generator=torch.Generator().manual_seed(seed)).to(x)
+
         self._cam.views = [(partial(noisy, seed=seed), None) for seed in range(num_samples)]
+
 
 class ScoreCAM(Extractor):
     "[Score-CAM](../methods/scorecam.ipynb)."
+
     method = _ScoreCAM
 
     def __init__(self, model, target_layer=None, batch_size=32, input_shape=(3, 224, 224), **how):
         super().__init__(model, target_layer, input_shape, batch_size=batch_size, progress=False, **how)
 
+
 class SSCAM(Extractor):
     "[SS-CAM](../methods/sscam.ipynb)."
+
     method = _SSCAM
 
     def __init__(self, model, target_layer=None, batch_size=32, num_samples=35, std=2.0, input_shape=(3, 224, 224), **how):
         super().__init__(model, target_layer, input_shape, batch_size=batch_size, progress=False, samples=num_samples, std=std, **how)
 
+
 class ISCAM(Extractor):
     "[IS-CAM](../methods/iscam.ipynb)."
+
     method = _ISCAM
 
     def __init__(self, model, target_layer=None, batch_size=32, num_samples=10, input_shape=(3, 224, 224), **how):
@@ -104,40 +127,51 @@ class ISCAM(Extractor):
 # %% ../../nbs/compat/torchcam.ipynb #16
 class _BlocksLeGrad(_LeGrad):
     "LeGrad over the blocks that were named; the mean, nothing subtracted."
+
     def __init__(self, model, blocks, reshape_transform=None):
         super().__init__(model, blocks, reshape_transform)
         self.inside = {module for block in blocks for module in block.modules()}
 
     def get_patch_map(self, layers, prefix):
         chosen = [layer.gradient.float().clamp(min=0).mean((1, 2)) for layer in layers if layer.module in self.inside]
-        if not chosen: raise ValueError("target_layer: no attention in it; pass blocks of the transformer")
+        if not chosen:
+            raise ValueError("target_layer: no attention in it; pass blocks of the transformer")
         return torch.stack(chosen).mean(0)[:, prefix:]
 
 # %% ../../nbs/compat/torchcam.ipynb #17
 class LeGrad(Extractor):
     "[LeGrad](../methods/legrad.ipynb): one map of all blocks."
+
     method, takes_targets = _BlocksLeGrad, False
 
     def __init__(self, model, target_layer, *, score_projection=None, prefix_tokens=None, grid_shape=None, enable_hooks=True):
-        if target_layer is None or target_layer == []: raise ValueError("target_layer: LeGrad needs a block, got none; pass one or a list of them")
-        if score_projection is not None: raise ValueError("score_projection: the model's own head is found; leave it out")
+        if target_layer is None or target_layer == []:
+            raise ValueError("target_layer: LeGrad needs a block, got none; pass one or a list of them")
+        if score_projection is not None:
+            raise ValueError("score_projection: the model's own head is found; leave it out")
         super().__init__(model, target_layer, enable_hooks=enable_hooks)
         self.prefix_tokens, self.grid_shape = prefix_tokens, grid_shape
 
     def _maps(self, run):
         tokens = run.record.layers[-1].weights.shape[-1]
-        if self.prefix_tokens is None and self.grid_shape is None: prefix, *shape = token_grid(tokens, run.size) or (0, 0)
+        if self.prefix_tokens is None and self.grid_shape is None:
+            prefix, *shape = token_grid(tokens, run.size) or (0, 0)
         else:
             shape = self.grid_shape or (isqrt(tokens - self.prefix_tokens),) * 2
             prefix = tokens - shape[0] * shape[1] if self.prefix_tokens is None else self.prefix_tokens
-        if torch.Size(shape).numel() != tokens - prefix: raise ValueError(f"grid_shape: {tokens} tokens are no grid {tuple(shape)} behind {prefix} others; pass grid_shape and prefix_tokens")
+        if torch.Size(shape).numel() != tokens - prefix:
+            raise ValueError(
+                f"grid_shape: {tokens} tokens are no grid {tuple(shape)} behind {prefix} others; pass grid_shape and prefix_tokens"
+            )
         return [self._cam.get_patch_map(run.record.layers, prefix).unflatten(1, tuple(shape))]
 
 # %% ../../nbs/compat/torchcam.ipynb #19
 class RefineCAM(Around):
     "[RefineCAM](../methods/refinecam.ipynb): the product of the layers' maps, in the finest one's size."
+
     def __init__(self, model, target_layer, input_shape=(3, 224, 224), *, base_method=GradCAMpp, **options):
-        if not isinstance(target_layer, list) or len(target_layer) < 2: raise ValueError(f"target_layer: RefineCAM needs two layers or more, got {target_layer}; pass a list")
+        if not isinstance(target_layer, list) or len(target_layer) < 2:
+            raise ValueError(f"target_layer: RefineCAM needs two layers or more, got {target_layer}; pass a list")
         super().__init__(base_method, model, target_layer, input_shape, **options)
 
     def compute_cams(self, class_idx=None, scores=None, normalized=True, target_shape=None, *, targets=None, **how) -> list[Tensor]:
@@ -149,23 +183,32 @@ class RefineCAM(Around):
         product = torch.stack([resize(stretch(cam), shape) for cam in cams]).prod(0)
         return stretch(product) if normalized else product
 
+
 class FinerCAM(Around):
     "[Finer-CAM](../methods/finercam.ipynb): what tells a class from those most like it, or from `comparison_idx`."
+
     def __init__(self, model, target_layer=None, input_shape=(3, 224, 224), *, base_method=GradCAM, gamma=0.6, num_references=3, **options):
-        if num_references < 1 or gamma < 0: raise ValueError(f"num_references, gamma: got {num_references}, {gamma}; pass one class or more and a gamma that is not negative")
+        if num_references < 1 or gamma < 0:
+            raise ValueError(
+                f"num_references, gamma: got {num_references}, {gamma}; pass one class or more and a gamma that is not negative"
+            )
         super().__init__(base_method, model, target_layer, input_shape, **options)
         self.gamma, self.num_references = gamma, num_references
 
     def compute_cams(self, class_idx, scores=None, comparison_idx=None, normalized=True, *, retain_graph=False, eps=0.0) -> list[Tensor]:
         classes, rows = class_idx if isinstance(class_idx, list) else [class_idx], comparison_idx
-        if rows is None: rows = [self.num_references]
-        elif not isinstance(rows, list) or not isinstance(rows[0], list): rows = [rows if isinstance(rows, list) else [rows]]
-        if len(classes) != len(rows) and 1 not in (len(classes), len(rows)): raise ValueError(f"comparison_idx: got {len(rows)} rows for {len(classes)} classes; pass one, or one for each picture")
+        if rows is None:
+            rows = [self.num_references]
+        elif not isinstance(rows, list) or not isinstance(rows[0], list):
+            rows = [rows if isinstance(rows, list) else [rows]]
+        if len(classes) != len(rows) and 1 not in (len(classes), len(rows)):
+            raise ValueError(f"comparison_idx: got {len(rows)} rows for {len(classes)} classes; pass one, or one for each picture")
         many = max(len(classes), len(rows))
         pairs = zip(classes * (many // len(classes)), rows * (many // len(rows)))
         return self.base_cam._explain([FinerTarget(category, self.gamma, row) for category, row in pairs], scores, normalized)
 
-    def fuse_cams(self, cams, target_shape=None) -> Tensor: return self.base_cam.fuse_cams(cams, target_shape)
+    def fuse_cams(self, cams, target_shape=None) -> Tensor:
+        return self.base_cam.fuse_cams(cams, target_shape)
 
 # %% ../../nbs/compat/torchcam.ipynb #25
 def overlay_mask(
@@ -179,10 +222,12 @@ def overlay_mask(
     import numpy as np
     from PIL import Image
 
-    if not isinstance(img, Image.Image) or not isinstance(mask, Image.Image): raise TypeError(f"img, mask: expected PIL images, got {type(img).__name__}, {type(mask).__name__}; to_pil_image makes them")
-    if not 0 <= alpha < 1: raise ValueError(f"alpha: got {alpha}; pass the picture's share, from 0 to below 1")
+    if not isinstance(img, Image.Image) or not isinstance(mask, Image.Image):
+        raise TypeError(f"img, mask: expected PIL images, got {type(img).__name__}, {type(mask).__name__}; to_pil_image makes them")
+    if not 0 <= alpha < 1:
+        raise ValueError(f"alpha: got {alpha}; pass the picture's share, from 0 to below 1")
     heat = np.asarray(mask.resize(img.size, Image.Resampling.BICUBIC), dtype=np.float32) / (255 if mask.mode == "L" else 1)
-    colours = matplotlib.colormaps.get_cmap(colormap)(heat ** 2, bytes=True)[..., :3]
+    colours = matplotlib.colormaps.get_cmap(colormap)(heat**2, bytes=True)[..., :3]
     return Image.blend(Image.fromarray(colours), img.convert("RGB"), float(alpha))
 
 # %% ../../nbs/compat/torchcam.ipynb #29
@@ -202,5 +247,6 @@ OutputTarget = Callable[[Any], Tensor]
 # %% ../../nbs/compat/torchcam.ipynb #30
 def __getattr__(name):
     # `from … import name` replaces an AttributeError, and its reason, by one of its own.
-    if name in ABSENT: raise ImportError(f"{name}: not offered in torchcam's interface; {ABSENT[name]}", name=__name__)
+    if name in ABSENT:
+        raise ImportError(f"{name}: not offered in torchcam's interface; {ABSENT[name]}", name=__name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -14,11 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..engine.attention import Attention, AttentionRecord, record_attention
 from .cam import BaseCAM
 from .heatmap import normalize, positive, resize
-from ..engine.inputs import check_input
-from ..engine.inputs import input_size
+from ..engine.attention import Attention, AttentionRecord, record_attention
+from ..engine.inputs import check_input, input_size
 from ..reshape.vit import token_grid
 from ..targets.resolve import resolve_targets, total_score
 
@@ -26,32 +25,40 @@ from ..targets.resolve import resolve_targets, total_score
 @dataclass
 class AttentionRun:
     "One recorded run of a transformer and what was asked of it."
+
     record: AttentionRecord
     targets: list  # a target for each picture
     size: tuple[int, ...]  # the input's spatial size
     threshold: float = 0.0  # the share of the raw map's maximum below which nothing is kept
 
     @property
-    def batch(self): return len(self.targets)
+    def batch(self):
+        return len(self.targets)
 
 # %% ../../nbs/core/attention_cam.ipynb #09
 class AttentionCAM(BaseCAM):
     "A heat map from a transformer's attentions: subclass it and say what each patch counts."
+
     each_layer = mean_tokens = False  # as for `record_attention`
 
-    def __init__(self,
+    def __init__(
+        self,
         model: nn.Module,
         target_layers=None,  # has no effect: every layer that attends is looked at
         reshape_transform=None,  # tokens `B × N × 1` -> `B × 1 × spatial`; left out: found from the number of tokens
         *,
         batch_size: int = 32,  # pictures a pass
-        read_out: str | None = None,  # "class": the first token's view; "mean": that of all patches; left out: "class" where there are tokens without a place
+        read_out: str
+        | None = None,  # "class": the first token's view; "mean": that of all patches; left out: "class" where there are tokens without a place
     ):
         super().__init__(model, target_layers, reshape_transform, batch_size=batch_size)
-        if read_out not in (None, "class", "mean"): raise ValueError(f"read_out: got {read_out!r}; pass 'class' or 'mean', or leave it out")
+        if read_out not in (None, "class", "mean"):
+            raise ValueError(f"read_out: got {read_out!r}; pass 'class' or 'mean', or leave it out")
         self.read_out = read_out
 
-    def get_patch_map(self, layers: list[Attention], prefix: int) -> Tensor:  # `B × patches`, any sign; `prefix`: tokens in front, without a place
+    def get_patch_map(
+        self, layers: list[Attention], prefix: int
+    ) -> Tensor:  # `B × patches`, any sign; `prefix`: tokens in front, without a place
         "What each patch counts."
         raise NotImplementedError(f"{type(self).__name__}: override get_patch_map")
 
@@ -64,35 +71,52 @@ class AttentionCAM(BaseCAM):
         batch, resolved = check_input(input_tensor), []
 
         def score(output):
-            if not resolved: resolved[:] = resolve_targets(targets, output, batch)
+            if not resolved:
+                resolved[:] = resolve_targets(targets, output, batch)
             return total_score(resolved, output)
 
-        record = record_attention(self.model, input_tensor, score if self.uses_gradients else None, each_layer=self.each_layer, mean_tokens=self.mean_tokens)
-        if targets is not None and not resolved: score(record.output)
+        record = record_attention(
+            self.model, input_tensor, score if self.uses_gradients else None, each_layer=self.each_layer, mean_tokens=self.mean_tokens
+        )
+        if targets is not None and not resolved:
+            score(record.output)
         self.target_layers, self.outputs = list(dict.fromkeys(a.module for a in record.layers)), record.output
         return AttentionRun(record, resolved or [None] * batch, input_size(input_tensor))
 
     def draw(self, run: AttentionRun, *, eigen_smooth: bool = False, fusion: str = "mean") -> Tensor:
         "The heat maps of a run; `fusion` has no effect, for it is one map."
-        if eigen_smooth: raise ValueError(f"eigen_smooth: {type(self).__name__} has no channels to find a component of; leave it out")
+        if eigen_smooth:
+            raise ValueError(f"eigen_smooth: {type(self).__name__} has no channels to find a component of; leave it out")
         tokens = run.record.layers[-1].weights.shape[-1]
-        if self.reshape_transform: prefix = tokens - self.reshape_transform(torch.zeros(1, tokens, 1)).numel()
+        if self.reshape_transform:
+            prefix = tokens - self.reshape_transform(torch.zeros(1, tokens, 1)).numel()
         else:
             grid = token_grid(tokens, run.size) if len(run.size) == 2 else None
-            if grid is None: raise ValueError(f"reshape_transform: {tokens} tokens are no grid on an input of {run.size}; pass a reshape_transform")
+            if grid is None:
+                raise ValueError(f"reshape_transform: {tokens} tokens are no grid on an input of {run.size}; pass a reshape_transform")
             prefix = grid[0]
         # Half precision is for the model's passes, not for the map's own products.
-        with torch.autocast(run.record.layers[-1].weights.device.type, enabled=False): patches = self.get_patch_map(run.record.layers, prefix)
-        laid = self.reshape_transform(F.pad(patches, (prefix, 0))[..., None])[:, 0] if self.reshape_transform else patches.unflatten(1, grid[1:])
+        with torch.autocast(run.record.layers[-1].weights.device.type, enabled=False):
+            patches = self.get_patch_map(run.record.layers, prefix)
+        laid = (
+            self.reshape_transform(F.pad(patches, (prefix, 0))[..., None])[:, 0]
+            if self.reshape_transform
+            else patches.unflatten(1, grid[1:])
+        )
         heat = normalize(resize(positive(laid, run.threshold), run.size))
         blank = (heat.flatten(1).amax(1) == 0).nonzero().flatten().tolist()
         if blank:
             dead = self.uses_gradients and not any(a.gradient[blank].any() for a in run.record.layers)
-            why = "no gradient reaches the attention: the score does not depend on it" if dead else "nothing that is attended to speaks for this target"
+            why = (
+                "no gradient reaches the attention: the score does not depend on it"
+                if dead
+                else "nothing that is attended to speaks for this target"
+            )
             warnings.warn(f"blank heat map for picture {blank}: {why}", stacklevel=3)
         return heat
 
     def many(self, input_tensor, targets: Sequence, **how) -> Tensor:  # heat maps, `B × K × spatial`
         "The heat maps of several targets, one run each."
-        if not self.uses_targets: raise ValueError(f"targets: {type(self).__name__} shows the same map for every target; call it once")
+        if not self.uses_targets:
+            raise ValueError(f"targets: {type(self).__name__} shows the same map for every target; call it once")
         return torch.stack([self(input_tensor, target, **how) for target in targets], 1)

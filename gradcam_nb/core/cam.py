@@ -14,12 +14,11 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from .heatmap import fuse, normalize, positive, resize
-from ..engine.record import Record, find_layer, record
 from .run import Call, Run, warn_if_blank
-from ..engine.inputs import check_input
-from ..engine.visit import unwrap
-from ..engine.inputs import first_tensor, input_size
+from ..engine.inputs import check_input, first_tensor, input_size
 from ..engine.layers import suggest_layer
+from ..engine.record import Record, find_layer, record
+from ..engine.visit import unwrap
 from ..smoothing.augment import mirrored_and_scaled
 from ..smoothing.eigen import first_component
 from ..targets.resolve import first_score, resolve_targets, total_score
@@ -32,12 +31,14 @@ def weigh(
     "What the channels say, weighed."
     return weights.reshape(*weights.shape, *[1] * (activations.ndim - weights.ndim)) * activations
 
+
 def combine(
     weighted: Tensor,  # `B × C × spatial`
     eigen_smooth: bool = False,  # their first principal component in place of their sum
 ) -> Tensor:  # `B × spatial`, any sign
     "One map from weighted channels."
     return first_component(weighted, like=weighted.sum(1)) if eigen_smooth else weighted.sum(1)
+
 
 def finish(
     maps: Sequence[Tensor],  # raw maps, each `B × spatial` of its layer
@@ -55,11 +56,13 @@ class BaseCAM:
 
     The model is left exactly as it was found, and nothing is kept but `outputs`.
     """
+
     uses_gradients = uses_targets = True  # without targets: the same map whatever is asked
     kind = "one gradient"  # or "no gradient", "perturbation", "attention", "input gradient", "yardstick"
     paper = cost = ""  # for lists: author, year, where; and what it costs
 
-    def __init__(self,
+    def __init__(
+        self,
         model: nn.Module,
         target_layers=None,  # a module, a name, a number that counts the model's children (-1: the last), or a list of them; left out: the last layer with places and a gradient
         reshape_transform=None,  # a layer's output -> `B × C × spatial`; left out: found from the shapes
@@ -67,12 +70,15 @@ class BaseCAM:
         batch_size: int = 32,  # pictures a pass, for methods that run the model many times
     ):
         self.model = unwrap(model)
-        if isinstance(target_layers, (str, int, nn.Module)) and not isinstance(target_layers, (nn.ModuleList, nn.ParameterList)): target_layers = [target_layers]
+        if isinstance(target_layers, (str, int, nn.Module)) and not isinstance(target_layers, (nn.ModuleList, nn.ParameterList)):
+            target_layers = [target_layers]
         self.target_layers = [find_layer(self.model, layer) for layer in target_layers] if target_layers is not None else None
-        if self.target_layers == []: raise ValueError("target_layers: got an empty list; pass a layer, or leave it out")
+        if self.target_layers == []:
+            raise ValueError("target_layers: got an empty list; pass a layer, or leave it out")
         self.reshape_transform, self.batch_size, self.outputs = reshape_transform, batch_size, None
 
-    def __call__(self,
+    def __call__(
+        self,
         input_tensor,  # `B × C × spatial`; or a tuple, dict or list of tensors: what the model takes
         targets=None,  # None (each picture's top class), an int, ints, a callable `output of one picture -> scalar`, or callables
         *,
@@ -84,7 +90,8 @@ class BaseCAM:
         "The heat map of each picture."
         how = dict(eigen_smooth=eigen_smooth, fusion=fusion)
         run = replace(self.run(input_tensor, targets), threshold=threshold)
-        if not aug_smooth: return self.draw(run, **how)
+        if not aug_smooth:
+            return self.draw(run, **how)
         outputs, heats = self.outputs, [self.draw(run, **how)]
         views = mirrored_and_scaled() if aug_smooth is True else list(aug_smooth)
         for some, changed in self._changed(views, input_tensor, run.batch):
@@ -95,19 +102,27 @@ class BaseCAM:
         mean = torch.stack(heats).mean(0)
         return normalize(mean.flatten(0, -1 - len(run.size))).view_as(mean)
 
-    def many(self,
+    def many(
+        self,
         input_tensor,  # as in a call
         targets: Sequence,  # `K` ints or callables, each one asked of every picture
         threshold: float = 0.0,  # as in a call
         **how,  # `eigen_smooth`, `fusion`
     ) -> Tensor:  # heat maps, `B × K × spatial`
         "The heat maps of several targets from one forward pass."
-        if not self.uses_targets: raise ValueError(f"targets: {type(self).__name__} shows the same map for every target; call it once")
+        if not self.uses_targets:
+            raise ValueError(f"targets: {type(self).__name__} shows the same map for every target; call it once")
         run = replace(self.run(input_tensor, targets, many=True), threshold=threshold)
-        each = [{layer: [tree_map_only(Tensor, lambda t: t[k], call) for call in calls] for layer, calls in run.record.gradients.items()} for k in range(len(run.targets))]
-        return torch.stack([self.draw(replace(run, record=replace(run.record, gradients=g), targets=t), **how) for g, t in zip(each, run.targets)], 1)
+        each = [
+            {layer: [tree_map_only(Tensor, lambda t: t[k], call) for call in calls] for layer, calls in run.record.gradients.items()}
+            for k in range(len(run.targets))
+        ]
+        return torch.stack(
+            [self.draw(replace(run, record=replace(run.record, gradients=g), targets=t), **how) for g, t in zip(each, run.targets)], 1
+        )
 
-    def get_cam_weights(self,
+    def get_cam_weights(
+        self,
         activations: Tensor,  # `B × C × spatial`
         gradients: Tensor | None,  # the same shape
     ) -> Tensor:  # `B × C`, or `B × C × spatial`
@@ -124,10 +139,12 @@ class BaseCAM:
 
     def get_layer_map(self, run: Run, call: Call, eigen_smooth: bool = False) -> Tensor:  # the raw map, `B × spatial`, any sign
         "The raw map of one call of a layer; for methods that need more than its activations and gradients."
-        if not eigen_smooth: return self.get_cam_image(call.activations, call.gradients)
+        if not eigen_smooth:
+            return self.get_cam_image(call.activations, call.gradients)
         return combine(self.get_weighted_activations(call.activations, call.gradients), True)
 
-    def record(self,
+    def record(
+        self,
         input_tensor,
         score: Callable | None,  # the model's output -> a number, or a number for each of many targets; None where no gradient is used
     ) -> Record:
@@ -139,19 +156,28 @@ class BaseCAM:
         batch, size, resolved = check_input(input_tensor), input_size(input_tensor), []
 
         def score(output):
-            resolved[:] = [resolve_targets(target, output, batch) for target in targets] if many else resolve_targets(targets, output, batch)
+            resolved[:] = (
+                [resolve_targets(target, output, batch) for target in targets] if many else resolve_targets(targets, output, batch)
+            )
             return torch.stack([total_score(row, output) for row in resolved]) if many else total_score(resolved, output)
 
         asked = self.uses_targets or targets is not None
-        if self.target_layers is None: self.target_layers = [self._suggest(input_tensor, targets, asked)]
+        if self.target_layers is None:
+            self.target_layers = [self._suggest(input_tensor, targets, asked)]
         r = self.record(input_tensor, score if self.uses_gradients else None)
-        if asked and not self.uses_gradients: score(r.output)
+        if asked and not self.uses_gradients:
+            score(r.output)
         self.outputs = r.output
         return Run(r, self.target_layers, resolved or [None] * batch, size, self.reshape_transform)
 
     def draw(self, run: Run, *, eigen_smooth: bool = False, fusion: str = "mean") -> Tensor:
         "The heat maps of a run."
-        heat = finish([self.get_layer_map(run, call, eigen_smooth) for layer in run.layers for call in run.calls(layer)], run.size, fusion, run.threshold)
+        heat = finish(
+            [self.get_layer_map(run, call, eigen_smooth) for layer in run.layers for call in run.calls(layer)],
+            run.size,
+            fusion,
+            run.threshold,
+        )
         warn_if_blank(run, heat)
         return heat
 
@@ -163,11 +189,20 @@ class BaseCAM:
         # A CPU is no faster with more than a few pictures at once, and slower where they leave its caches.
         rows = min(self.batch_size, 8) if first_tensor(input_tensor).device.type == "cpu" else self.batch_size
         at_once = max(1, rows // batch)
-        for some in (views[i:i + at_once] for i in range(0, len(views), at_once)):
+        for some in (views[i : i + at_once] for i in range(0, len(views), at_once)):
             # A text or a table beside the picture stays what it is.
-            def views_of(t): return torch.cat([change(t) if t.is_floating_point() and t.ndim > 2 else t for change, _ in some]) if t.ndim else t
-            yield some, [change(t[None])[0] for change, _ in some for t in input_tensor] if isinstance(input_tensor, list) else tree_map_only(Tensor, views_of, input_tensor)
+            def views_of(t):
+                return torch.cat([change(t) if t.is_floating_point() and t.ndim > 2 else t for change, _ in some]) if t.ndim else t
 
-    def __enter__(self): return self
+            yield (
+                some,
+                [change(t[None])[0] for change, _ in some for t in input_tensor]
+                if isinstance(input_tensor, list)
+                else tree_map_only(Tensor, views_of, input_tensor),
+            )
 
-    def __exit__(self, *exception): return None
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        return None

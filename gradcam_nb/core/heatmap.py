@@ -18,9 +18,11 @@ def positive(
     threshold: float = 0.0,  # a share of each picture's maximum, from 0 to below 1: what lies below it is zero too
 ) -> Tensor:  # the same, zero where it was negative
     "What speaks for the score; with a threshold, what speaks for it loudly."
-    if not 0 <= threshold < 1: raise ValueError(f"threshold: got {threshold}; pass a share of the maximum, from 0 to below 1, such as 1 / 8")
+    if not 0 <= threshold < 1:
+        raise ValueError(f"threshold: got {threshold}; pass a share of the maximum, from 0 to below 1, such as 1 / 8")
     maps = maps.clamp(min=0)
-    if not threshold: return maps
+    if not threshold:
+        return maps
     least = threshold * maps.flatten(1).amax(1).reshape(-1, *[1] * (maps.ndim - 1))
     return torch.where(maps < least, 0, maps)
 
@@ -33,9 +35,12 @@ def resize(
     modes = {1: "linear", 2: "bilinear", 3: "trilinear"}
     size = tuple(size)
     if maps.ndim - 1 != len(size) or len(size) not in modes:
-        raise ValueError(f"size: a map of shape {tuple(maps.shape)} cannot become {size}; pass one number for each of 1 to 3 spatial dimensions")
+        raise ValueError(
+            f"size: a map of shape {tuple(maps.shape)} cannot become {size}; pass one number for each of 1 to 3 spatial dimensions"
+        )
     maps = maps.float()
-    if tuple(maps.shape[1:]) == size: return maps
+    if tuple(maps.shape[1:]) == size:
+        return maps
     return F.interpolate(maps[:, None], size=size, mode=modes[len(size)], align_corners=False)[:, 0]
 
 # %% ../../nbs/core/heatmap.ipynb #10
@@ -63,6 +68,8 @@ def fuse(
 ) -> Tensor:  # `B × spatial`, normalised; `B × n × spatial` for "none"
     "One map from those of several layers."
     ways = {"mean": lambda m: m.mean(0), "max": lambda m: m.amax(0), "product": lambda m: m.prod(0), "sum": lambda m: m.sum(0)}
-    if how == "none": return torch.stack(list(maps), 1)
-    if how not in ways: raise ValueError(f"fusion: got {how!r}; pass one of {', '.join(ways)}, none")
+    if how == "none":
+        return torch.stack(list(maps), 1)
+    if how not in ways:
+        raise ValueError(f"fusion: got {how!r}; pass one of {', '.join(ways)}, none")
     return normalize(ways[how](torch.stack(list(maps))))

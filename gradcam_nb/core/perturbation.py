@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from .cam import BaseCAM, combine, finish, weigh
+from .run import Call, Run, warn_if_blank
 from ..engine.batches import batch_that_fits, bytes_of, in_batches
 from ..engine.fast_copy import Quick
-from .run import Call, Run, warn_if_blank
 from ..engine.inputs import first_picture, first_tensor, places
 from ..engine.layers import list_layers
 from ..targets.resolve import each_score
@@ -30,15 +30,20 @@ def masked(
     masks: Tensor,  # `n × spatial`: what is left of the input at each place
 ):  # the same structure, `n` rows
     "Rows of the input, each under its mask; what has no places is only repeated."
+
     def rows(t):
-        if not t.ndim: return t
+        if not t.ndim:
+            return t
         t = t[pictures]  # a copy, so it can be masked in place
-        if places(t) != tuple(masks.shape[1:]): return t
+        if places(t) != tuple(masks.shape[1:]):
+            return t
         # A film's frames stand before its channels.
         return t.mul_(masks[:, None].to(t) if tuple(t.shape[2:]) == places(t) else masks[:, :, None].to(t))
 
-    if isinstance(inputs, list): return [inputs[picture] * mask.to(inputs[picture]) for picture, mask in zip(pictures, masks)]
+    if isinstance(inputs, list):
+        return [inputs[picture] * mask.to(inputs[picture]) for picture, mask in zip(pictures, masks)]
     return tree_map_only(Tensor, rows, inputs)
+
 
 def scores_of(
     asked: Sequence[Sequence],  # `K` questions, each a target for each picture
@@ -54,10 +59,12 @@ class PerturbationCAM(BaseCAM):
 
     A bar shows how far it is; Ctrl-C stops it and leaves the model as it was.
     """
+
     uses_gradients = False
     most_rows = None  # rows a pass, at most; None: as `batch_that_fits` has it
 
-    def __init__(self,
+    def __init__(
+        self,
         model,  # as for all methods
         target_layers=None,  # as for all methods
         reshape_transform=None,  # as for all methods
@@ -66,12 +73,14 @@ class PerturbationCAM(BaseCAM):
         progress: bool = True,  # a bar, and a word beforehand where it takes more than ten seconds
     ):
         super().__init__(model, target_layers, reshape_transform, batch_size=batch_size)
-        if batch_size is not None and batch_size < 1: raise ValueError(f"batch_size: got {batch_size}; pass 1 or more")
+        if batch_size is not None and batch_size < 1:
+            raise ValueError(f"batch_size: got {batch_size}; pass 1 or more")
         self.progress, self.seconds, self.fits, self._row = progress, 0.0, batch_size is None, (None, 0)
 
     def run(self, input_tensor, targets=None, *, many: bool = False) -> Run:
         "Run the model once, and see what a pass takes."
-        if self.fits: self.batch_size = batch_that_fits(self._bytes_of_row(input_tensor), first_tensor(input_tensor).device, most=self.most_rows)
+        if self.fits:
+            self.batch_size = batch_that_fits(self._bytes_of_row(input_tensor), first_tensor(input_tensor).device, most=self.most_rows)
         start = time.perf_counter()
         run = super().run(input_tensor, targets, many=many)
         self.seconds = (time.perf_counter() - start) / len(run.targets[0] if many else run.targets)
@@ -86,7 +95,8 @@ class PerturbationCAM(BaseCAM):
             self._row = given, 4 * widest + given
         return self._row[1]
 
-    def ask(self,
+    def ask(
+        self,
         run: Run,
         asked: Sequence[Sequence],  # `K` questions, each a target for each picture
         pictures: Sequence[int],  # which picture each row is, `n`
@@ -97,10 +107,12 @@ class PerturbationCAM(BaseCAM):
         inputs, scores = run.record.input_tensor, []
         quick = Quick(self.model, first_picture(inputs), len(pictures) // self.batch_size)
         for part in in_batches(len(pictures), self.batch_size, type(self).__name__, seconds=self.seconds, progress=self.progress):
-            with torch.inference_mode(): scores.append(scores_of(asked, pictures[part], quick(change(masked(inputs, pictures[part], masks(part)), part))))
+            with torch.inference_mode():
+                scores.append(scores_of(asked, pictures[part], quick(change(masked(inputs, pictures[part], masks(part)), part))))
         return torch.cat(scores, 1) if scores else torch.empty(len(asked), 0)
 
-    def get_channel_weights(self,
+    def get_channel_weights(
+        self,
         run: Run,
         call: Call,  # one call of a layer
         asked: Sequence[Sequence],  # `K` questions, each a target for each picture
@@ -108,14 +120,19 @@ class PerturbationCAM(BaseCAM):
         "What each channel weighs."
         raise NotImplementedError(f"{type(self).__name__}: override get_channel_weights or get_layer_maps")
 
-    def get_layer_maps(self, run: Run, call: Call, asked: Sequence[Sequence], eigen_smooth: bool = False) -> Tensor:  # raw maps, `K × B × spatial`
+    def get_layer_maps(
+        self, run: Run, call: Call, asked: Sequence[Sequence], eigen_smooth: bool = False
+    ) -> Tensor:  # raw maps, `K × B × spatial`
         "The raw maps of one call of a layer, one for each question."
-        return torch.stack([combine(weigh(call.activations, weights), eigen_smooth) for weights in self.get_channel_weights(run, call, asked)])
+        return torch.stack(
+            [combine(weigh(call.activations, weights), eigen_smooth) for weights in self.get_channel_weights(run, call, asked)]
+        )
 
     def get_layer_map(self, run: Run, call: Call, eigen_smooth: bool = False) -> Tensor:
         return self.get_layer_maps(run, call, [run.targets], eigen_smooth)[0]
 
-    def many(self,
+    def many(
+        self,
         input_tensor,  # as in a call
         targets: Sequence,  # `K` ints or callables, each one asked of every picture
         *,
@@ -127,9 +144,12 @@ class PerturbationCAM(BaseCAM):
         run = self.run(input_tensor, targets, many=True)
         return self.get_heats(replace(run, targets=run.targets[0], threshold=threshold), run.targets, eigen_smooth, fusion).transpose(0, 1)
 
-    def get_heats(self, run: Run, asked: Sequence[Sequence], eigen_smooth: bool = False, fusion: str = "mean") -> Tensor:  # heat maps, `K × B × spatial`
+    def get_heats(
+        self, run: Run, asked: Sequence[Sequence], eigen_smooth: bool = False, fusion: str = "mean"
+    ) -> Tensor:  # heat maps, `K × B × spatial`
         "The heat maps of a run, one for each question."
         layers = [self.get_layer_maps(run, call, asked, eigen_smooth) for layer in run.layers for call in run.calls(layer)]
         heats = [finish(maps, run.size, fusion, run.threshold) for maps in zip(*layers)]
-        for heat in heats: warn_if_blank(run, heat)
+        for heat in heats:
+            warn_if_blank(run, heat)
         return torch.stack(heats)

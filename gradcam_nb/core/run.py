@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
-from ..engine.record import Record
 from ..engine.inputs import first_tensor
 from ..engine.layers import suggest_layer
+from ..engine.record import Record
 from ..reshape.fpn import fpn_reshape_transform, is_pyramid
 from ..reshape.pick import as_it_is, pick_reshape, why_no_reshape
 from ..targets.resolve import total_score
@@ -23,14 +22,17 @@ from ..targets.resolve import total_score
 # %% ../../nbs/core/run.ipynb #05
 class Call(NamedTuple):
     "One call of a layer, laid on the picture."
+
     activations: Tensor  # `B × C × spatial`, float32
     gradients: Tensor | None  # the same shape; None without a score
     layer: nn.Module
     index: int  # which of the layer's calls
 
+
 @dataclass
 class Run:
     "One recorded run of a model and what was asked of it."
+
     record: Record
     layers: list[nn.Module]
     targets: list  # a target for each picture; None where the method asks for none
@@ -39,24 +41,34 @@ class Run:
     threshold: float = 0.0  # the share of a raw map's maximum below which nothing is kept
 
     @property
-    def batch(self): return len(self.targets)
+    def batch(self):
+        return len(self.targets)
 
-    def name(self, layer): return next((name for name, module in self.record.model.named_modules() if module is layer), "?")
+    def name(self, layer):
+        return next((name for name, module in self.record.model.named_modules() if module is layer), "?")
 
     def lay(self, layer, output):
         "A layer's output (or its gradient) on the picture: `B × C × spatial`, float32; whole numbers stay whole."
-        if self.reshape_transform: laid = self.reshape_transform(output)
-        elif is_pyramid(output, len(self.size)): laid = fpn_reshape_transform(output)
+        if self.reshape_transform:
+            laid = self.reshape_transform(output)
+        elif is_pyramid(output, len(self.size)):
+            laid = fpn_reshape_transform(output)
         else:
             output = first_tensor(output)
             shape = () if output is None else tuple(output.shape)
-            transform = pick_reshape(shape, self.size, self.batch) or (as_it_is if len(shape) == len(self.size) + 2 and shape[0] == self.batch else None)
+            transform = pick_reshape(shape, self.size, self.batch) or (
+                as_it_is if len(shape) == len(self.size) + 2 and shape[0] == self.batch else None
+            )
             if transform is None:
-                raise ValueError(f"target_layers: {self.name(layer)!r} does not serve: {why_no_reshape(shape, self.size, self.batch)}; {self.advice()}")
+                raise ValueError(
+                    f"target_layers: {self.name(layer)!r} does not serve: {why_no_reshape(shape, self.size, self.batch)}; {self.advice()}"
+                )
             laid = transform(output)
         if not isinstance(laid, Tensor) or laid.ndim < 3 or laid.shape[0] != self.batch:
             shape = tuple(laid.shape) if isinstance(laid, Tensor) else type(laid).__name__
-            raise ValueError(f"reshape_transform: gave {shape} for {self.name(layer)!r}; it must give B × C × spatial with B = {self.batch}")
+            raise ValueError(
+                f"reshape_transform: gave {shape} for {self.name(layer)!r}; it must give B × C × spatial with B = {self.batch}"
+            )
         return laid.float() if laid.is_floating_point() else laid
 
     def calls(self, layer):
@@ -68,8 +80,10 @@ class Run:
     def advice(self):
         "Which layer would serve."
         score = None if self.targets[0] is None else lambda output: total_score(self.targets[:1], output)
-        try: layer = suggest_layer(self.record.model, self.record.input_tensor, score)
-        except ValueError: return "no layer of this model has places and a gradient; pass a reshape_transform"
+        try:
+            layer = suggest_layer(self.record.model, self.record.input_tensor, score)
+        except ValueError:
+            return "no layer of this model has places and a gradient; pass a reshape_transform"
         return f"{layer.name!r} would serve"
 
 # %% ../../nbs/core/run.ipynb #09
@@ -79,12 +93,14 @@ def warn_if_blank(
 ):
     "Warn for each picture whose map is zero, and say why."
     blank = heat.flatten(1).amax(1) == 0
-    if not blank.any(): return
+    if not blank.any():
+        return
     names = ", ".join(repr(run.name(layer)) for layer in run.layers)
     pairs = [(call.activations, call.gradients) for layer in run.layers for call in run.calls(layer)]
     if not all(t[blank].isfinite().all() for pair in pairs for t in pair if t is not None):
         why = f"what {names} gave holds NaN or infinite values: half precision overflows, try bfloat16 or float32"
     elif all(gradients is not None and not gradients[blank].any() for _, gradients in pairs):
         why = f"no gradient reaches {names}: the score does not depend on what it says at the places of the picture; {run.advice()}"
-    else: why = f"at {names} nothing in the picture speaks for this target, only against it"
+    else:
+        why = f"at {names} nothing in the picture speaks for this target, only against it"
     warnings.warn(f"blank heat map for picture {blank.nonzero().flatten().tolist()}: {why}", stacklevel=4)

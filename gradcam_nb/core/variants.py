@@ -13,31 +13,40 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
-from ..engine.batches import in_batches
 from .perturbation import scores_of
+from .run import Call, Run
+from ..engine.batches import in_batches
 from ..engine.record import record
 from ..engine.replay import replay
-from .run import Call, Run
 
 # %% ../../nbs/core/variants.ipynb #08
 def _pictures_first(run, call):
     shapes = {tuple(t.shape) for t in tree_leaves(run.record.activations[call.layer][call.index]) if isinstance(t, Tensor)}
     if any(shape[:1] != (run.batch,) for shape in shapes):
-        raise ValueError(f"target_layers: {run.name(call.layer)!r} gives {', '.join(map(str, sorted(shapes)))}, not with the {run.batch} pictures in front, and its parts cannot be exchanged; name a layer that does")
+        raise ValueError(
+            f"target_layers: {run.name(call.layer)!r} gives {', '.join(map(str, sorted(shapes)))}, not with the {run.batch} pictures in front, and its parts cannot be exchanged; name a layer that does"
+        )
 
 # %% ../../nbs/core/variants.ipynb #09
 def elements(
     run: Run,
     call: Call,  # one call of a layer
-) -> Tensor | None:  # `C × spatial`: for each number of the map, which number of one picture's output it is; None where the reshape transform computes
+) -> (
+    Tensor | None
+):  # `C × spatial`: for each number of the map, which number of one picture's output it is; None where the reshape transform computes
     "Where the numbers of a map stand in the layer's own output."
     output = run.record.activations[call.layer][call.index]
-    if not isinstance(output, Tensor): return None
+    if not isinstance(output, Tensor):
+        return None
     numbers = torch.arange(output[0].numel(), device=output.device).view(1, *output.shape[1:])
-    try: laid = replace(run, targets=run.targets[:1]).lay(call.layer, numbers)[0]
-    except (RuntimeError, TypeError): return None
-    if laid.is_floating_point() or laid.shape != call.activations.shape[1:] or laid.min() < 0 or laid.max() >= output[0].numel(): return None
+    try:
+        laid = replace(run, targets=run.targets[:1]).lay(call.layer, numbers)[0]
+    except (RuntimeError, TypeError):
+        return None
+    if laid.is_floating_point() or laid.shape != call.activations.shape[1:] or laid.min() < 0 or laid.max() >= output[0].numel():
+        return None
     return laid if (output[0].flatten()[laid].float() == call.activations[0]).all() else None
+
 
 def channel_elements(
     run: Run,
@@ -45,24 +54,32 @@ def channel_elements(
 ) -> Tensor:  # `C × n`: for each channel of the map, the numbers of one picture's output that it is made of; some twice
     "Where the channels of a map stand in the layer's own output, whose tensors are laid end to end."
     found = elements(run, call)
-    if found is not None: return found.flatten(1)
+    if found is not None:
+        return found.flatten(1)
     # A transform that resizes and joins is linear: a channel is made of what it has a derivative for.
     values, structure = tree_flatten(run.record.activations[call.layer][call.index])
     with torch.inference_mode(False), torch.enable_grad():
         values = [v[:1].float().clone().requires_grad_() if isinstance(v, Tensor) else v for v in values]
         leaves = [v for v in values if isinstance(v, Tensor)]
         laid = replace(run, targets=run.targets[:1]).lay(call.layer, tree_unflatten(values, structure))
-        reached = [torch.autograd.grad(channel.sum(), leaves, retain_graph=True, allow_unused=True, materialize_grads=True) for channel in laid[0]]
+        reached = [
+            torch.autograd.grad(channel.sum(), leaves, retain_graph=True, allow_unused=True, materialize_grads=True) for channel in laid[0]
+        ]
     each = [torch.cat([g.flatten() for g in gradients]).nonzero()[:, 0] for gradients in reached]
-    if not all(map(len, each)): raise ValueError(f"reshape_transform: of {run.name(call.layer)!r} some channels of the map are made of nothing that it gives; pass another")
+    if not all(map(len, each)):
+        raise ValueError(
+            f"reshape_transform: of {run.name(call.layer)!r} some channels of the map are made of nothing that it gives; pass another"
+        )
     longest = max(map(len, each))
     return torch.stack([index[torch.arange(longest, device=index.device) % len(index)] for index in each])
 
 # %% ../../nbs/core/variants.ipynb #11
 def _taped(run, layer):
     "The run with what `replay` needs for this layer."
-    if run.record.tape is not None and run.record.tape.layer is layer: return run.record
+    if run.record.tape is not None and run.record.tape.layer is layer:
+        return run.record
     return record(run.record.model, [layer], run.record.input_tensor, replayable=True)
+
 
 def _whole(rows, values, structure):
     "Rows of numbers as the layer gives them."
@@ -87,13 +104,14 @@ def scores_behind(
     plain = torch.cat([v.flatten(1) for v in values], 1)
     scores = torch.empty(len(asked), run.batch, variants, device=plain.device)
 
-    def behind(rows, **which): return replay(taped, call.layer, _whole(rows, values, structure), call=call.index, **which)
+    def behind(rows, **which):
+        return replay(taped, call.layer, _whole(rows, values, structure), call=call.index, **which)
 
     def one_picture(picture):
         rows = plain[picture].expand(min(batch_size, variants), -1).clone()
         for part in in_batches(variants, batch_size, label, progress=progress):
             index, numbers = change(picture, part)
-            some = rows[:len(index)]
+            some = rows[: len(index)]
             some.scatter_(1, index, numbers.to(some))
             del numbers  # as large as the rows, where all of a row is exchanged
             scores[:, picture, part] = scores_of(asked, [picture] * len(index), behind(some, picture=picture))
@@ -108,7 +126,9 @@ def scores_behind(
             scores[:, :, part] = scores_of(asked, range(run.batch), behind(rows))[..., None]
 
     with torch.no_grad():
-        if isinstance(run.record.input_tensor, list): all_together()
+        if isinstance(run.record.input_tensor, list):
+            all_together()
         else:
-            for picture in range(run.batch): one_picture(picture)
+            for picture in range(run.batch):
+                one_picture(picture)
     return scores

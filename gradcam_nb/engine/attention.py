@@ -17,16 +17,15 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
+from .inputs import call_model, check_input, first_tensor
 from .record import _checked_score, _Insist, _plain
-from .inputs import call_model
-from .inputs import check_input
 from .visit import evaluating, intercepting, unwrap
-from .inputs import first_tensor
 
 # %% ../../nbs/engine/attention.ipynb #08
 @dataclass
 class Attention:
     "One attention of a run: which tokens looked at which, and what they got."
+
     module: nn.Module  # the module that attended
     weights: Tensor  # `B × heads × N × N`: a row a token that looks
     queries: Tensor | None = None  # `B × heads × N × d`, perhaps scaled; None where the product was not seen
@@ -38,25 +37,35 @@ class Attention:
     calls: list = field(default_factory=list, repr=False)  # the module calls around it, outermost first; empty when the run is over
 
     @property
-    def block(self): return next(call for call in self.calls if call.attentions == 1)
+    def block(self):
+        return next(call for call in self.calls if call.attentions == 1)
 
 # %% ../../nbs/engine/attention.ipynb #09
 @dataclass
 class AttentionRecord:
     "The attentions of one run of a model, and its output."
+
     layers: list[Attention]  # in the order in which they ran
     output: Any  # what the model answered, detached
 
 # %% ../../nbs/engine/attention.ipynb #11
 _SOFTMAX = {torch.softmax, F.softmax, Tensor.softmax, torch.special.softmax}
 _PRODUCT = {torch.matmul, torch.bmm, Tensor.matmul, Tensor.bmm, Tensor.__matmul__}
-_multi_head = FunctionType(F.multi_head_attention_forward.__code__, {**vars(F), "has_torch_function": lambda tensors: False}, argdefs=F.multi_head_attention_forward.__defaults__)
+_multi_head = FunctionType(
+    F.multi_head_attention_forward.__code__,
+    {**vars(F), "has_torch_function": lambda tensors: False},
+    argdefs=F.multi_head_attention_forward.__defaults__,
+)
 
-def _square(t): return isinstance(t, Tensor) and t.ndim in (3, 4) and t.shape[-1] == t.shape[-2] > 1
+
+def _square(t):
+    return isinstance(t, Tensor) and t.ndim in (3, 4) and t.shape[-1] == t.shape[-2] > 1
+
 
 @dataclass
 class _Call:
     "A module call under way: how many attentions it held, and what it gave if it was one."
+
     module: nn.Module
     attentions: int = 0
     output: Any = None
@@ -64,29 +73,37 @@ class _Call:
 # %% ../../nbs/engine/attention.ipynb #12
 class _Watch(TorchFunctionMode):
     "Keeps every attention over a square matrix, and starts the graph at the first."
+
     def __init__(self, with_gradient):
         self.with_gradient, self.found, self.stack = with_gradient, [], []
         self.product = self.open = None  # queries and keys of the last square product; the attention that has not met its values
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if self.with_gradient and function is torch._C._set_grad_enabled and torch.is_grad_enabled(): return None
-        if function is F.scaled_dot_product_attention: return self.attend(*args, **kwargs)
+        if self.with_gradient and function is torch._C._set_grad_enabled and torch.is_grad_enabled():
+            return None
+        if function is F.scaled_dot_product_attention:
+            return self.attend(*args, **kwargs)
         if function is F.multi_head_attention_forward:
-            with self: return _multi_head(*args, **kwargs)
+            with self:
+                return _multi_head(*args, **kwargs)
         answer = function(*args, **kwargs)
         if function in _SOFTMAX and _square(answer) and kwargs.get("dim", args[1] if len(args) > 1 else None) in (-1, answer.ndim - 1):
             self.open = self.keep(answer, *(self.product or (None, None)))
             return answer.clone()
-        if function in _PRODUCT and len(args) == 2: self.multiplied(*args, answer)
-        elif function is torch.baddbmm: self.multiplied(*args[1:3], answer)
+        if function in _PRODUCT and len(args) == 2:
+            self.multiplied(*args, answer)
+        elif function is torch.baddbmm:
+            self.multiplied(*args[1:3], answer)
         return answer
 
     def keep(self, weights, queries=None, keys=None):
         if self.with_gradient:
             torch.set_grad_enabled(True)
-            if not weights.requires_grad: weights.requires_grad_()
-        for call in self.stack: call.attentions += 1
+            if not weights.requires_grad:
+                weights.requires_grad_()
+        for call in self.stack:
+            call.attentions += 1
         calls = [call for call in self.stack if not isinstance(call.module, nn.Softmax)]
         self.found.append(Attention(calls[-1].module, weights, queries, keys, calls=calls))
         self.product = None
@@ -95,24 +112,32 @@ class _Watch(TorchFunctionMode):
     def multiplied(self, left, right, answer):
         if self.open is not None and left.shape == self.open.weights.shape:
             self.open.values, self.open.output, self.open = right, answer, None
-        elif _square(answer): self.product = left, right.mT
+        elif _square(answer):
+            self.product = left, right.mT
 
     def attend(self, query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):
-        if enable_gqa: key, value = (t.repeat_interleave(query.shape[-3] // t.shape[-3], -3) for t in (key, value))
-        scores = (query * (query.shape[-1] ** -.5 if scale is None else scale)) @ key.mT
-        if is_causal: attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
-        if attn_mask is not None: scores = scores.masked_fill(~attn_mask, -torch.inf) if attn_mask.dtype == torch.bool else scores + attn_mask
+        if enable_gqa:
+            key, value = (t.repeat_interleave(query.shape[-3] // t.shape[-3], -3) for t in (key, value))
+        scores = (query * (query.shape[-1] ** -0.5 if scale is None else scale)) @ key.mT
+        if is_causal:
+            attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+        if attn_mask is not None:
+            scores = scores.masked_fill(~attn_mask, -torch.inf) if attn_mask.dtype == torch.bool else scores + attn_mask
         weights = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32))
         kept = self.keep(weights, query, key) if _square(weights) else None
         output = weights.to(value.dtype) @ value
-        if kept: kept.values, kept.output = value, output
+        if kept:
+            kept.values, kept.output = value, output
         return output
 
     def visit(self, module, forward, args, kwargs):
         self.stack.append(call := _Call(module))
-        try: output = forward(*args, **kwargs)
-        finally: self.stack.pop()
-        if call.attentions == 1: call.output = output
+        try:
+            output = forward(*args, **kwargs)
+        finally:
+            self.stack.pop()
+        if call.attentions == 1:
+            call.output = output
         return output
 
     def over_tokens(self, attention):
@@ -123,10 +148,17 @@ class _Watch(TorchFunctionMode):
     def layers(self, batch):
         "The attentions over all tokens of a picture, as many tokens as the last one has."
         self.found = [a for a in self.found if self.over_tokens(a)]
-        if not self.found: raise ValueError("model: it has no attention over all its tokens (a convolutional network?); pass a transformer, or use GradCAM")
+        if not self.found:
+            raise ValueError(
+                "model: it has no attention over all its tokens (a convolutional network?); pass a transformer, or use GradCAM"
+            )
         whole = [a for a in self.found if a.weights.shape[0] == batch or a.weights.ndim == 3 and a.weights.shape[0] % batch == 0]
-        if any(a.weights.ndim == 4 for a in self.found): whole = [a for a in whole if a.weights.ndim == 4]
-        if not whole: raise ValueError(f"model: its attention is {tuple(self.found[-1].weights.shape)} for {batch} pictures, so it looks within windows; use GradCAM")
+        if any(a.weights.ndim == 4 for a in self.found):
+            whole = [a for a in whole if a.weights.ndim == 4]
+        if not whole:
+            raise ValueError(
+                f"model: its attention is {tuple(self.found[-1].weights.shape)} for {batch} pictures, so it looks within windows; use GradCAM"
+            )
         return [a for a in whole if a.weights.shape == whole[-1].weights.shape]
 
 # %% ../../nbs/engine/attention.ipynb #14
@@ -136,20 +168,26 @@ def _read_out(model, inputs, layers, layer, mean_tokens):
     pool = (lambda t: t.mean(1, keepdim=True).expand_as(t).clone()) if mean_tokens else Tensor.clone
 
     def answer(module, forward, args, kwargs):
-        if module not in blocks: return forward(*args, **kwargs)
+        if module not in blocks:
+            return forward(*args, **kwargs)
         torch.set_grad_enabled(True)
         return tree_map_only(Tensor, pool, given)
 
-    with torch.no_grad(), evaluating(model), _Insist(), intercepting(model, answer): return call_model(model, inputs)
+    with torch.no_grad(), evaluating(model), _Insist(), intercepting(model, answer):
+        return call_model(model, inputs)
 
 # %% ../../nbs/engine/attention.ipynb #16
 def _gradients(value, tensors, keep_graph=False):
-    found = torch.autograd.grad(value, tensors, allow_unused=True, retain_graph=keep_graph) if value.requires_grad else [None] * len(tensors)
+    found = (
+        torch.autograd.grad(value, tensors, allow_unused=True, retain_graph=keep_graph) if value.requires_grad else [None] * len(tensors)
+    )
     return [torch.zeros_like(t, requires_grad=False) if g is None else g for t, g in zip(tensors, found)]
+
 
 def _heads(tensor, batch):
     "With a dimension for the heads, without a graph."
-    if tensor is None: return None
+    if tensor is None:
+        return None
     return tensor.detach().unflatten(0, (batch, -1)) if tensor.ndim == 3 else tensor.detach()
 
 # %% ../../nbs/engine/attention.ipynb #17
@@ -169,20 +207,25 @@ def record_attention(
     model, batch, watch = unwrap(model), check_input(input_tensor), _Watch(score is not None)
     with _plain():
         inputs = tree_map_only(Tensor, lambda t: t.clone() if t.is_inference() else t, input_tensor)
-        with evaluating(model), intercepting(model, watch.visit), watch: output = call_model(model, inputs)
+        with evaluating(model), intercepting(model, watch.visit), watch:
+            output = call_model(model, inputs)
         layers = watch.layers(batch)
         if score is not None:
-            with torch.enable_grad(): value = _checked_score(score(output))
+            with torch.enable_grad():
+                value = _checked_score(score(output))
             if not each_layer:
                 outputs = [a for a in layers if a.output is not None]
                 found = _gradients(value, [a.weights for a in layers] + [a.output for a in outputs])
-                for a, gradient in zip(layers, found): a.gradient = gradient
-                for a, gradient in zip(outputs, found[len(layers):]): a.output_gradient = gradient
+                for a, gradient in zip(layers, found):
+                    a.gradient = gradient
+                for a, gradient in zip(outputs, found[len(layers) :]):
+                    a.output_gradient = gradient
             else:
                 for a in layers:
                     ended = _read_out(model, inputs, layers, a, mean_tokens)
-                    with torch.enable_grad(): value = score(ended)
-                    a.gradient, = _gradients(value, [a.weights], keep_graph=True)
+                    with torch.enable_grad():
+                        value = score(ended)
+                    (a.gradient,) = _gradients(value, [a.weights], keep_graph=True)
         kept = ("weights", "queries", "keys", "values", "output", "gradient", "output_gradient")
         layers = [Attention(a.module, **{name: _heads(getattr(a, name), batch) for name in kept}) for a in layers]
         return AttentionRecord(layers, tree_map_only(Tensor, Tensor.detach, output))

@@ -19,14 +19,17 @@ from torch.utils._pytree import tree_leaves
 # %% ../../nbs/engine/batches.ipynb #3de62aa2
 _watcher = ContextVar("watcher", default=None)
 
+
 @contextmanager
 def watching(
     watcher: Callable,  # (label, rows done, rows in all); what it raises ends the run
 ):
     "While inside, `watcher` is told how far the runs of this thread are, and no bar is drawn."
     token = _watcher.set(watcher)
-    try: yield
-    finally: _watcher.reset(token)
+    try:
+        yield
+    finally:
+        _watcher.reset(token)
 
 # %% ../../nbs/engine/batches.ipynb #08
 def in_batches(
@@ -39,22 +42,30 @@ def in_batches(
 ) -> Iterator[slice]:  # the rows of each batch
     "The rows in batches; a bar appears where it takes more than two seconds."
     from tqdm.auto import tqdm
-    if size < 1: raise ValueError(f"batch_size: got {size}; pass 1 or more")
+
+    if size < 1:
+        raise ValueError(f"batch_size: got {size}; pass 1 or more")
     watcher = _watcher.get()
     progress = progress and watcher is None
 
     def tell(seconds):
-        if progress and total * seconds > 10: print(f"{label}: {total:,} passes, about {total * seconds:,.0f} s; Ctrl-C stops it, progress=False silences it", file=sys.stderr)
+        if progress and total * seconds > 10:
+            print(
+                f"{label}: {total:,} passes, about {total * seconds:,.0f} s; Ctrl-C stops it, progress=False silences it", file=sys.stderr
+            )
 
-    if seconds is not None: tell(seconds)
+    if seconds is not None:
+        tell(seconds)
     begun = time.perf_counter()
     with tqdm(total=total, desc=label, unit="pass", disable=not progress, delay=2, leave=False) as bar:
         for start in range(0, total, size):
             rows = slice(start, min(start + size, total))
-            if watcher: watcher(label, start, total)
+            if watcher:
+                watcher(label, start, total)
             yield rows
             bar.update(rows.stop - rows.start)
-            if seconds is None and start == 0: tell((time.perf_counter() - begun) / rows.stop)
+            if seconds is None and start == 0:
+                tell((time.perf_counter() - begun) / rows.stop)
 
 # %% ../../nbs/engine/batches.ipynb #13
 def batch_that_fits(
@@ -65,11 +76,14 @@ def batch_that_fits(
 ) -> int:
     "How many rows fit into a quarter of the memory that is free."
     device = torch.device(device)
-    if device.type == "cuda": free = torch.cuda.mem_get_info(device)[0]
+    if device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0]
     else:
         import psutil
+
         free = psutil.virtual_memory().available
     return max(1, min(most or (64 if device.type == "cpu" else 256), free // 4 // max(1, bytes_each)))
+
 
 def bytes_of(tree) -> int:
     "The memory of all tensors in something."

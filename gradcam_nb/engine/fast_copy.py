@@ -20,6 +20,7 @@ from .visit import evaluating, intercepting
 # %% ../../nbs/engine/fast_copy.ipynb #08
 _CONVS, _NORMS = (nn.Conv1d, nn.Conv2d, nn.Conv3d), (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
+
 def _pairs(model, inputs):
     "(convolution, batch norm on what it gave), as names."
     gave, pairs, calls = {}, [], {}
@@ -27,18 +28,23 @@ def _pairs(model, inputs):
     def note(module, forward, args, kwargs):
         output = forward(*args, **kwargs)
         calls[module] = calls.get(module, 0) + 1
-        if isinstance(module, _CONVS): gave[id(output)] = module, output
-        if isinstance(module, _NORMS) and module.track_running_stats and id(args[0]) in gave: pairs.append((gave[id(args[0])][0], module))
+        if isinstance(module, _CONVS):
+            gave[id(output)] = module, output
+        if isinstance(module, _NORMS) and module.track_running_stats and id(args[0]) in gave:
+            pairs.append((gave[id(args[0])][0], module))
         return output
 
-    with torch.no_grad(), evaluating(model), intercepting(model, note): call_model(model, inputs)
+    with torch.no_grad(), evaluating(model), intercepting(model, note):
+        call_model(model, inputs)
     names = {module: name for name, module in model.named_modules()}
     return [(names[conv], names[norm]) for conv, norm in pairs if calls[conv] == calls[norm] == 1]
+
 
 def _folded(model, inputs):
     "A copy with the norms folded; None where there are none."
     pairs = _pairs(model, inputs)
-    if not pairs: return None
+    if not pairs:
+        return None
     quick = copy.deepcopy(model).eval()
     for conv_name, norm_name in pairs:
         conv, norm = quick.get_submodule(conv_name), quick.get_submodule(norm_name)
@@ -52,7 +58,9 @@ def _folded(model, inputs):
 # %% ../../nbs/engine/fast_copy.ipynb #10
 class Quick:
     "A model for many passes; after a few calls it runs in the form that was fastest."
-    def __init__(self,
+
+    def __init__(
+        self,
         model: nn.Module,  # left as it was found
         inputs,  # one picture, or some: to try the copy on
         calls: int,  # how many calls will come; where there are too few to measure, the model runs as it is
@@ -66,43 +74,61 @@ class Quick:
 
     def __call__(self, inputs):
         "The model's output; under `inference_mode`."
-        if self.ahead: self.prepare(self.ahead.pop(0))
+        if self.ahead:
+            self.prepare(self.ahead.pop(0))
         start = time.perf_counter()
-        if self.form == "channels last": inputs = tree_map_only(Tensor, _channels_last, inputs)
-        with torch.inference_mode(): output = self.answer(inputs)
-        if self.ahead or len(self.took) > 1: self.note(inputs, output, start)
+        if self.form == "channels last":
+            inputs = tree_map_only(Tensor, _channels_last, inputs)
+        with torch.inference_mode():
+            output = self.answer(inputs)
+        if self.ahead or len(self.took) > 1:
+            self.note(inputs, output, start)
         return output
 
     def answer(self, inputs):
-        if self.form != "plain": return call_model(self.copy, inputs)
-        with evaluating(self.model): return call_model(self.model, inputs)
+        if self.form != "plain":
+            return call_model(self.copy, inputs)
+        with evaluating(self.model):
+            return call_model(self.model, inputs)
 
     def note(self, inputs, output, start):
         "How long a row took; after the last trial, settle."
         first = next(t for t in tree_leaves(inputs) if isinstance(t, Tensor))
-        if first.is_cuda: torch.cuda.synchronize(first.device)
+        if first.is_cuda:
+            torch.cuda.synchronize(first.device)
         took = (time.perf_counter() - start) / len(first)
         self.took[self.form] = min(took, self.took.get(self.form, took))
-        if self.ahead or not self.took: return
+        if self.ahead or not self.took:
+            return
         self.prepare(min(self.took, key=self.took.get))
-        if self.form == "plain": self.copy = None
+        if self.form == "plain":
+            self.copy = None
         self.took = {}
 
     def prepare(self, form):
-        if form == self.form: return
+        if form == self.form:
+            return
         if form != "plain" and self.copy is None:
-            try: self.copy = _folded(self.model, self.inputs)
-            except Exception: self.copy = None  # a model that cannot be copied runs as it is
-            if self.copy is None or not self.agrees(): self.copy, self.ahead, form = None, [], "plain"
-        if form != "plain": self.copy.to(memory_format=torch.channels_last if form == "channels last" else torch.contiguous_format)
+            try:
+                self.copy = _folded(self.model, self.inputs)
+            except Exception:
+                self.copy = None  # a model that cannot be copied runs as it is
+            if self.copy is None or not self.agrees():
+                self.copy, self.ahead, form = None, [], "plain"
+        if form != "plain":
+            self.copy.to(memory_format=torch.channels_last if form == "channels last" else torch.contiguous_format)
         self.form = form
 
     def agrees(self):
         "Whether the copy gives what the model gives, but for rounding."
-        with torch.inference_mode(), evaluating(self.model): pairs = zip(*(map(_numbers, (call_model(m, self.inputs) for m in (self.model, self.copy)))))
+        with torch.inference_mode(), evaluating(self.model):
+            pairs = zip(*(map(_numbers, (call_model(m, self.inputs) for m in (self.model, self.copy)))))
         return all(a.shape == b.shape and (a - b).abs().max() <= 1e-5 * a.abs().max() for a, b in pairs if a.numel())
 
 # %% ../../nbs/engine/fast_copy.ipynb #11
-def _channels_last(t): return t.contiguous(memory_format=torch.channels_last) if t.ndim == 4 else t
+def _channels_last(t):
+    return t.contiguous(memory_format=torch.channels_last) if t.ndim == 4 else t
 
-def _numbers(output): return [t.float() for t in tree_leaves(output) if isinstance(t, Tensor)]
+
+def _numbers(output):
+    return [t.float() for t in tree_leaves(output) if isinstance(t, Tensor)]

@@ -17,8 +17,10 @@ def call_model(
     inputs,  # a tuple: its arguments; a dict: its keyword arguments; anything else: its one argument
 ):
     "The model's answer to a tensor, a list, a tuple of arguments or a dict of keyword arguments."
-    if isinstance(inputs, tuple): return model(*inputs)
-    if isinstance(inputs, dict): return model(**inputs)
+    if isinstance(inputs, tuple):
+        return model(*inputs)
+    if isinstance(inputs, dict):
+        return model(**inputs)
     return model(inputs)
 
 # %% ../../nbs/engine/inputs.ipynb #319729fd
@@ -43,9 +45,14 @@ def check_input(
     for t in tree_leaves(input_tensor):
         if isinstance(t, Tensor) and t.is_floating_point() and not t.isfinite().all():
             raise ValueError("input_tensor: has NaN or infinite values; look at how the picture was read and normalised")
-    if first_tensor(input_tensor) is None: raise TypeError(f"input_tensor: expected a tensor, or a tuple, dict or list of tensors, got {type(input_tensor).__name__}")
-    if not isinstance(input_tensor, list): return first_tensor(input_tensor).shape[0]
-    if len({t.shape for t in input_tensor}) > 1: raise ValueError("input_tensor: the pictures of the list differ in size, and their maps would not lie on each other; call once for each picture")
+    if first_tensor(input_tensor) is None:
+        raise TypeError(f"input_tensor: expected a tensor, or a tuple, dict or list of tensors, got {type(input_tensor).__name__}")
+    if not isinstance(input_tensor, list):
+        return first_tensor(input_tensor).shape[0]
+    if len({t.shape for t in input_tensor}) > 1:
+        raise ValueError(
+            "input_tensor: the pictures of the list differ in size, and their maps would not lie on each other; call once for each picture"
+        )
     return len(input_tensor)
 
 # %% ../../nbs/engine/inputs.ipynb #09
@@ -53,7 +60,8 @@ def places(
     t: Tensor,  # what a model takes
 ) -> tuple[int, ...]:  # its spatial size; empty where it has none
     "The spatial size of a tensor; a film's frames may stand before its channels."
-    if t.ndim == 5 and t.shape[2] in (1, 3) and t.shape[1] not in (1, 3): return (t.shape[1], *t.shape[3:])
+    if t.ndim == 5 and t.shape[2] in (1, 3) and t.shape[1] not in (1, 3):
+        return (t.shape[1], *t.shape[3:])
     return tuple(t.shape[2:])
 
 # %% ../../nbs/engine/inputs.ipynb #10
@@ -61,7 +69,9 @@ def input_size(
     input_tensor,  # what the model is given: a tensor `B × C × spatial`, or a tuple, dict or list of tensors
 ) -> tuple[int, ...]:  # its spatial size
     "The spatial size of the first tensor of an input that has one; `B × T × C × H × W` with one or three channels is a film."
-    if isinstance(input_tensor, list): return tuple(input_tensor[0].shape[1:])
+    if isinstance(input_tensor, list):
+        return tuple(input_tensor[0].shape[1:])
     for t in tree_leaves(input_tensor):
-        if isinstance(t, Tensor) and t.ndim >= 3: return places(t)
+        if isinstance(t, Tensor) and t.ndim >= 3:
+            return places(t)
     raise ValueError("input_tensor: no tensor of shape B × C × spatial in it")

@@ -14,25 +14,26 @@ from threading import get_ident
 import torch
 from torch import Tensor, nn
 from torch.jit import ScriptModule
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_leaves
 
-from .record import record
 from .inputs import call_model, first_picture, first_tensor, input_size
+from .record import record
 from .visit import evaluating, unwrap
-from ..reshape.channels_last import channels_last_reshape_transform
 from ..reshape.pick import as_it_is, pick_reshape
 
 # %% ../../nbs/engine/layers.ipynb #08
 @dataclass(frozen=True)
 class Layer:
     "One layer of a model, as it was in one run."
+
     name: str
     module: nn.Module
     shape: tuple[int, ...]  # of the first tensor that it gave; empty if it gave none
     reshape: Callable | None  # the reshape transform that lays it on the picture; None if it has no places
 
     @property
-    def kind(self): return type(self.module).__name__
+    def kind(self):
+        return type(self.module).__name__
 
     @property
     def laid(self):
@@ -40,7 +41,8 @@ class Layer:
         return tuple(self.reshape(torch.empty(self.shape, device="meta")).shape) if self.reshape else None
 
     @property
-    def channels(self): return self.laid and self.laid[1]
+    def channels(self):
+        return self.laid and self.laid[1]
 
     @property
     def grid(self):
@@ -53,7 +55,8 @@ def _look(model, input_tensor):
     model, size, thread, seen = unwrap(model), input_size(input_tensor), get_ident(), {}
 
     def note(module, args, output):
-        if get_ident() != thread: return
+        if get_ident() != thread:
+            return
         first = first_tensor(output)
         seen.pop(module, None)
         seen[module] = tuple(first.shape) if first is not None else ()
@@ -61,16 +64,19 @@ def _look(model, input_tensor):
     # Hooks, as `record` has them: some models call a module's `forward` and not the module, and there nothing is recorded.
     with ExitStack() as hooks, torch.no_grad(), evaluating(model):
         for module in model.modules():
-            if not isinstance(module, ScriptModule): hooks.callback(module.register_forward_hook(note).remove)
+            if not isinstance(module, ScriptModule):
+                hooks.callback(module.register_forward_hook(note).remove)
         output = call_model(model, first_picture(input_tensor))
     names = {module: name for name, module in model.named_modules()}
     texts = {t.shape[1] for t in tree_leaves(input_tensor) if isinstance(t, Tensor) and t.ndim == 2 and not t.is_floating_point()}
 
     def lay(shape):
         # As many tokens as the text beside the picture has: words.
-        if len(shape) == 3 and shape[1] in texts: return None
+        if len(shape) == 3 and shape[1] in texts:
+            return None
         # A detector may bring its pictures to a shape of its own.
         return pick_reshape(shape, size, 1) or (as_it_is if isinstance(input_tensor, list) and len(shape) == 4 and shape[0] == 1 else None)
+
     return [Layer(names[m], m, shape, lay(shape)) for m, shape in seen.items() if m is not model], output
 
 # %% ../../nbs/engine/layers.ipynb #12
@@ -84,8 +90,10 @@ def list_layers(
 # %% ../../nbs/engine/layers.ipynb #15
 _SILENT = (nn.Identity, nn.Dropout, nn.Flatten)
 
+
 def _may_serve(layer):
-    if layer.grid is None or len(layer.shape) < 3 or torch.Size(layer.grid).numel() < 2 or isinstance(layer.module, _SILENT): return False
+    if layer.grid is None or len(layer.shape) < 3 or torch.Size(layer.grid).numel() < 2 or isinstance(layer.module, _SILENT):
+        return False
     if layer.reshape is as_it_is:
         return any(True for _ in layer.module.parameters()) or type(layer.module).__module__ == "torch.nn.modules.activation"
     norm = "Norm" in layer.kind
@@ -96,19 +104,29 @@ def _may_serve(layer):
 def _top_score(output):
     "The highest number of the output: the top class of a classifier."
     first = first_tensor(output)
-    if first is None or not first.is_floating_point(): raise ValueError("score: the model's output has no floating point tensor; pass a target")
+    if first is None or not first.is_floating_point():
+        raise ValueError("score: the model's output has no floating point tensor; pass a target")
     return first.max()
 
 # %% ../../nbs/engine/layers.ipynb #17
 def _before_drawing(layers, output, dimensions):
     "Where the answer has places itself: the layers up to the last of the widest on the coarsest grid, for behind them it is only drawn."
     answer = first_tensor(output)
-    if not layers or isinstance(output, list) or answer is None or answer.ndim != dimensions + 2 or answer[0, 0].numel() < 2: return layers
-    inner = {inside.name for block in layers for inside in layers if inside.name.startswith(f"{block.name}.") and inside.grid == block.grid and inside.channels > block.channels}
+    if not layers or isinstance(output, list) or answer is None or answer.ndim != dimensions + 2 or answer[0, 0].numel() < 2:
+        return layers
+    inner = {
+        inside.name
+        for block in layers
+        for inside in layers
+        if inside.name.startswith(f"{block.name}.") and inside.grid == block.grid and inside.channels > block.channels
+    }
 
     # What is wider than the block around it is the room inside of the block, and no end of anything.
-    def rank(i): return layers[i].name not in inner, -torch.Size(layers[i].grid).numel(), layers[i].channels, i
-    return layers[:1 + max(range(len(layers)), key=rank)]
+    def rank(i):
+        return layers[i].name not in inner, -torch.Size(layers[i].grid).numel(), layers[i].channels, i
+
+    return layers[: 1 + max(range(len(layers)), key=rank)]
+
 
 def live_layers(
     model: nn.Module,  # left as it was found
@@ -118,8 +136,15 @@ def live_layers(
 ) -> list[Layer]:  # those at whose places the score has a gradient
     "The layers whose places the score depends on, from one run."
     r = record(model, [layer.module for layer in layers], first_picture(input_tensor), score or _top_score)
+
     # A gradient at one place alone is a detector's head: a spot where the box stands, and no picture.
-    def alive(layer): return any(layer.reshape(first_tensor(gradient)).any(1).sum() > 1 for gradient in r.gradients[layer.module] if first_tensor(gradient).shape == layer.shape)
+    def alive(layer):
+        return any(
+            layer.reshape(first_tensor(gradient)).any(1).sum() > 1
+            for gradient in r.gradients[layer.module]
+            if first_tensor(gradient).shape == layer.shape
+        )
+
     return [layer for layer in layers if alive(layer)]
 
 # %% ../../nbs/engine/layers.ipynb #19
@@ -132,5 +157,8 @@ def suggest_layer(
     layers, output = _look(model, input_tensor)
     able = _before_drawing([layer for layer in layers if _may_serve(layer)], output, len(input_size(input_tensor)))
     for end in range(len(able), 0, -12):
-        if live := live_layers(model, able[max(end - 12, 0):end], input_tensor, score): return live[-1]
-    raise ValueError(f"target_layers: no layer of {type(unwrap(model)).__name__} has places on the picture and a gradient; pass target_layers and a reshape_transform")
+        if live := live_layers(model, able[max(end - 12, 0) : end], input_tensor, score):
+            return live[-1]
+    raise ValueError(
+        f"target_layers: no layer of {type(unwrap(model)).__name__} has places on the picture and a gradient; pass target_layers and a reshape_transform"
+    )

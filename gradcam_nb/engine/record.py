@@ -18,19 +18,22 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten
 
-from .replay import Tape
 from .inputs import call_model
+from .replay import Tape
 from .visit import evaluating, unwrap
 
 # %% ../../nbs/engine/record.ipynb #08
 @dataclass
 class Record:
     "What one run of a model left: the layers' activations, a score's gradients, the output."
+
     model: nn.Module  # the model inside its wrappers
     input_tensor: Any  # what it was given
     output: Any  # what it answered, detached
     activations: dict[nn.Module, list]  # layer -> one entry a call
-    gradients: dict[nn.Module, list]  # the same structure, zeros where the score does not depend on it; several scores stand in a new first dimension
+    gradients: dict[
+        nn.Module, list
+    ]  # the same structure, zeros where the score does not depend on it; several scores stand in a new first dimension
     overwritten: set[nn.Module] = field(default_factory=set)  # layers whose output the model changes in place
     tape: Tape | None = None  # what `replay` needs, if it was asked for
 
@@ -42,31 +45,41 @@ def find_layer(
     "The layer of a model, by module, by name or by number."
     if isinstance(layer, int):
         children = dict(model.named_children())
-        if -len(children) <= layer < len(children): return list(children.values())[layer]
-        raise ValueError(f"layer: {type(model).__name__} has {len(children)} children, got {layer}; from the end they are {', '.join(f'{-i} {name}' for i, name in enumerate(reversed(children), 1))}")
+        if -len(children) <= layer < len(children):
+            return list(children.values())[layer]
+        raise ValueError(
+            f"layer: {type(model).__name__} has {len(children)} children, got {layer}; from the end they are {', '.join(f'{-i} {name}' for i, name in enumerate(reversed(children), 1))}"
+        )
     if isinstance(layer, str):
         names = dict(model.named_modules())
-        if layer in names: return names[layer]
+        if layer in names:
+            return names[layer]
         near = [name for name in names if layer in name][:5] or list(dict(model.named_children()))
         raise ValueError(f"layer: {type(model).__name__} has no layer {layer!r}; near it: {', '.join(near)}")
     if not isinstance(layer, nn.Module):
         raise TypeError(f"layer: expected a module or its name, got {type(layer).__name__}")
     if all(layer is not module for module in model.modules()):
-        raise ValueError(f"layer: {type(layer).__name__} is not a part of this {type(model).__name__}; pass one of its own modules, or a name")
+        raise ValueError(
+            f"layer: {type(layer).__name__} is not a part of this {type(model).__name__}; pass one of its own modules, or a name"
+        )
     return layer
 
 # %% ../../nbs/engine/record.ipynb #11
 class _Through(torch.autograd.Function):
     "The same numbers on the same memory, for the model to go on with; not a view, so it may be overwritten."
-    @staticmethod
-    def forward(ctx, value): return value.data
 
     @staticmethod
-    def backward(ctx, gradient): return gradient
+    def forward(ctx, value):
+        return value.data
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient
 
 # %% ../../nbs/engine/record.ipynb #12
 class _Keeper:
     "The hook of one run: keeps what the layers say, and starts the graph there."
+
     def __init__(self, layers, with_gradient, fold):
         self.kept = {layer: [] for layer in layers}
         self.handed = []  # (layer, what it gave, the tensor that the model goes on with, its version)
@@ -74,21 +87,27 @@ class _Keeper:
         self.with_gradient, self.fold, self.thread = with_gradient, fold, threading.get_ident()
 
     def __call__(self, layer, args, output):
-        if threading.get_ident() != self.thread: return None
-        if self.with_gradient: torch.set_grad_enabled(True)
+        if threading.get_ident() != self.thread:
+            return None
+        if self.with_gradient:
+            torch.set_grad_enabled(True)
         values, structure = tree_flatten(output)
         pairs = [self.keep(layer, value) for value in values]
         self.kept[layer].append(tree_unflatten([kept for kept, _ in pairs], structure))
         return tree_unflatten([handed for _, handed in pairs], structure) if self.with_gradient else None
 
     def keep(self, layer, value):
-        if not isinstance(value, torch.Tensor): return value, value
-        if layer in self.fold: kept, handed = self.share(layer, value)
+        if not isinstance(value, torch.Tensor):
+            return value, value
+        if layer in self.fold:
+            kept, handed = self.share(layer, value)
         else:
             kept = handed = value.clone()
-            if not self.with_gradient: handed = value
+            if not self.with_gradient:
+                handed = value
             elif value.is_floating_point():
-                if not kept.requires_grad: kept.requires_grad_()
+                if not kept.requires_grad:
+                    kept.requires_grad_()
                 handed = kept.clone()
         self.handed.append((layer, value, handed, handed._version))
         return kept, handed
@@ -104,42 +123,56 @@ class _Keeper:
         "The layers whose output was; autograd is told, for a layer whose own gradient needs what was there must raise."
         found = [(layer, value) for layer, value, handed, version in self.handed if handed._version != version]
         for layer, value in found:
-            if layer in self.fold: torch.autograd.graph.increment_version(value)
+            if layer in self.fold:
+                torch.autograd.graph.increment_version(value)
         return {layer for layer, _ in found}
 
 # %% ../../nbs/engine/record.ipynb #14
 class _Insist(TorchFunctionMode):
     "Autograd, once switched on, stays on: `torch.no_grad()` inside the model does nothing."
+
     def __torch_function__(self, function, types, args=(), kwargs=None):
-        if function is torch._C._set_grad_enabled and torch.is_grad_enabled(): return None
+        if function is torch._C._set_grad_enabled and torch.is_grad_enabled():
+            return None
         return function(*args, **(kwargs or {}))
 
 # %% ../../nbs/engine/record.ipynb #15
 @contextmanager
 def _plain():
     "Neither `inference_mode` nor autograd, whatever the caller is in."
-    with torch.inference_mode(False), torch.no_grad(): yield
+    with torch.inference_mode(False), torch.no_grad():
+        yield
+
 
 def _run(model, layers, inputs, with_gradient, fold, replayable=False, insist=False):
     with ExitStack() as stack:
         stack.enter_context(evaluating(model))
-        if insist: stack.enter_context(_Insist())
+        if insist:
+            stack.enter_context(_Insist())
         tape = Tape(model, layers[0], inputs) if replayable else None
         keeper = _Keeper(layers, with_gradient, fold)
         # In front of hooks that are there already: one that hands the output on (transformers' `hidden_states`) must hand on ours.
-        for layer in layers: stack.callback(layer.register_forward_hook(keeper, prepend=True).remove)
+        for layer in layers:
+            stack.callback(layer.register_forward_hook(keeper, prepend=True).remove)
         output = tape.run() if tape else call_model(model, inputs)
     return output, keeper, tape
 
+
 def _gradients(score, keeper, create_graph):
     "The gradient of each score for everything that was kept, zeros where it does not depend on it."
-    kept = {id(value): (layer, value) for layer, calls in keeper.kept.items() for value in tree_leaves(calls) if isinstance(value, torch.Tensor)}
+    kept = {
+        id(value): (layer, value) for layer, calls in keeper.kept.items() for value in tree_leaves(calls) if isinstance(value, torch.Tensor)
+    }
     # A folded gradient passes by on its way to a leaf.
     leaves = [value for layer, value in kept.values() if value.requires_grad and (layer not in keeper.fold or value.is_leaf)]
 
     def of(one):
         keeper.folded.clear()
-        found = torch.autograd.grad(one, leaves, allow_unused=True, retain_graph=score.ndim > 0 or create_graph, create_graph=create_graph) if one.requires_grad else []
+        found = (
+            torch.autograd.grad(one, leaves, allow_unused=True, retain_graph=score.ndim > 0 or create_graph, create_graph=create_graph)
+            if one.requires_grad
+            else []
+        )
         return {id(leaf): gradient for leaf, gradient in zip(leaves, found) if gradient is not None} | keeper.folded
 
     def zeros(layer, value):
@@ -154,10 +187,14 @@ def _gradients(score, keeper, create_graph):
 
     return tree_map_only(torch.Tensor, gradient, keeper.kept)
 
+
 def _checked_score(value):
-    if not isinstance(value, torch.Tensor): raise TypeError(f"score: expected a scalar tensor, got {type(value).__name__}")
-    if value.ndim > 1 or not value.numel(): raise ValueError(f"score: expected one number, or a row of them, got a tensor of shape {tuple(value.shape)}; sum or index it")
-    if not value.is_floating_point(): raise TypeError(f"score: expected a floating point number, got {value.dtype}; it has no gradient")
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(f"score: expected a scalar tensor, got {type(value).__name__}")
+    if value.ndim > 1 or not value.numel():
+        raise ValueError(f"score: expected one number, or a row of them, got a tensor of shape {tuple(value.shape)}; sum or index it")
+    if not value.is_floating_point():
+        raise TypeError(f"score: expected a floating point number, got {value.dtype}; it has no gradient")
     return value
 
 # %% ../../nbs/engine/record.ipynb #16
@@ -168,7 +205,9 @@ def record(
     score: Callable | None = None,  # the model's output -> the scalar tensor whose gradient is asked for; or several, as a 1-D tensor
     *,
     replayable: bool = False,  # keep what `replay` needs, for the first of the layers
-    fold: Mapping[nn.Module, Callable] = {},  # a layer -> what to keep of its gradient; nothing is copied, and of the layer's activations nothing is kept
+    fold: Mapping[
+        nn.Module, Callable
+    ] = {},  # a layer -> what to keep of its gradient; nothing is copied, and of the layer's activations nothing is kept
     create_graph: bool = False,  # activations and gradients keep their graph: for second derivatives, or to train through them
 ) -> Record:
     """Run the model once; keep the activations of `layers`, the gradients of `score`, and the output.
@@ -178,21 +217,25 @@ def record(
     """
     model = unwrap(model)
     layers = list(dict.fromkeys(find_layer(model, layer) for layer in layers))
-    if score is None and (fold or create_graph): raise ValueError("score: left out, but there is no gradient without one; pass a callable, the model's output -> a scalar")
+    if score is None and (fold or create_graph):
+        raise ValueError("score: left out, but there is no gradient without one; pass a callable, the model's output -> a scalar")
     with ExitStack() as stack:
         stack.enter_context(_plain())
         # The fused kernels of attention have no second derivative.
-        if create_graph: stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        if create_graph:
+            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         inputs = tree_map_only(torch.Tensor, lambda t: t.clone() if t.is_inference() else t, input_tensor)
         output, keeper, tape = _run(model, layers, inputs, score is not None, fold, replayable)
         _check_ran(model, keeper)
         overwritten = keeper.overwritten()
         gradients = {}
         if score is not None:
-            with torch.enable_grad(): value = _checked_score(score(output))
+            with torch.enable_grad():
+                value = _checked_score(score(output))
             if not value.requires_grad:
                 output, keeper, _ = _run(model, layers, inputs, True, fold, insist=True)
-                with torch.enable_grad(): value = _checked_score(score(output))
+                with torch.enable_grad():
+                    value = _checked_score(score(output))
             gradients = _gradients(value, keeper, create_graph)
         detach = lambda tree: tree_map_only(torch.Tensor, torch.Tensor.detach, tree)
         activations = {layer: calls if create_graph else detach(calls) for layer, calls in keeper.kept.items() if layer not in fold}
@@ -202,4 +245,5 @@ def record(
 def _check_ran(model, keeper):
     names = {module: name for name, module in model.named_modules()}
     silent = [names[layer] for layer, calls in keeper.kept.items() if not calls]
-    if silent: raise ValueError(f"layer: {', '.join(map(repr, silent))} never ran in this forward pass; pass a layer that the output is made from")
+    if silent:
+        raise ValueError(f"layer: {', '.join(map(repr, silent))} never ran in this forward pass; pass a layer that the output is made from")

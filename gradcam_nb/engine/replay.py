@@ -19,7 +19,9 @@ from .visit import evaluating, intercepting
 # %% ../../nbs/engine/replay.ipynb #08
 class _Path:
     "Where in the run we are: the positions of the calls under way."
-    def __init__(self): self.positions, self.made = [], [0]
+
+    def __init__(self):
+        self.positions, self.made = [], [0]
 
     def __enter__(self):
         self.positions.append(self.made[-1])
@@ -32,27 +34,39 @@ class _Path:
         self.made.pop()
 
 # %% ../../nbs/engine/replay.ipynb #10
-class _Wanted(Exception): "An answer is read whose numbers were let go of."
+class _Wanted(Exception):
+    "An answer is read whose numbers were let go of."
+
 
 class _Shape(torch.Tensor):
     "A tensor without its numbers."
+
     @staticmethod
-    def __new__(cls, t, shape=None): return torch.Tensor._make_wrapper_subclass(cls, t.shape if shape is None else shape, dtype=t.dtype, device=t.device)
+    def __new__(cls, t, shape=None):
+        return torch.Tensor._make_wrapper_subclass(cls, t.shape if shape is None else shape, dtype=t.dtype, device=t.device)
 
     @classmethod
-    def __torch_dispatch__(cls, function, types, args=(), kwargs=None): raise _Wanted
+    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
+        raise _Wanted
+
 
 class _Watch(TorchDispatchMode):
     "Shows each tensor that is computed with."
-    def __init__(self, see): super().__init__(); self.see = see
+
+    def __init__(self, see):
+        super().__init__()
+        self.see = see
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         self.see((args, kwargs))
         return function(*args, **(kwargs or {}))
 
+
 class Tape:
     "The answers of all calls of one run that cannot depend on a layer; a guest for `intercepting`."
-    def __init__(self,
+
+    def __init__(
+        self,
         model: nn.Module,
         layer: nn.Module,  # the layer that will be answered for
         inputs,  # what the model is given
@@ -67,21 +81,27 @@ class Tape:
 
     def run(self, whole: bool = False):
         "The model's output; numbers that nothing needs are let go of, unless the `whole` tape is asked for."
-        with intercepting(self.model, self), _Watch(self.see): output = call_model(self.model, self.inputs)
+        with intercepting(self.model, self), _Watch(self.see):
+            output = call_model(self.model, self.inputs)
         self.see(output)
-        if whole: self.read.update(self.clean)
+        if whole:
+            self.read.update(self.clean)
         for path, answer in self.answers.items():
             leaves, structure = tree_flatten(answer)
-            self.answers[path] = tree_unflatten([_Shape(t) if place and place not in self.read else t for t, place in zip(leaves, self.gave[path])], structure)
+            self.answers[path] = tree_unflatten(
+                [_Shape(t) if place and place not in self.read else t for t, place in zip(leaves, self.gave[path])], structure
+            )
         self.clean.clear()  # only of use while the model runs, and it holds every output
         return output
 
     def see(self, tree):
-        if not self.inside: self.read.update(map(_place, tree_leaves(tree)))
+        if not self.inside:
+            self.read.update(map(_place, tree_leaves(tree)))
 
     def mark(self, tree):
         for t in tree_leaves(tree):
-            if isinstance(t, torch.Tensor): self.clean[_place(t)] = t, t._version
+            if isinstance(t, torch.Tensor):
+                self.clean[_place(t)] = t, t._version
 
     def is_clean(self, t):
         known, version = self.clean.get(_place(t), (None, None))
@@ -89,22 +109,27 @@ class Tape:
 
     def __call__(self, module, forward, args, kwargs):
         with self.here as path:
-            if self.inside: return forward(*args, **kwargs)
+            if self.inside:
+                return forward(*args, **kwargs)
             given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
             before = not self.calls and module not in self.around
             later = bool(self.calls and given) and module is not self.layer and all(map(self.is_clean, given))
             self.inside = before or later or module is self.layer
             try:
                 output = forward(*args, **kwargs)
-                if before or later: self.answers[path] = tree_map_only(torch.Tensor, lambda t: t.detach().clone(), output)
-            finally: self.inside = False
+                if before or later:
+                    self.answers[path] = tree_map_only(torch.Tensor, lambda t: t.detach().clone(), output)
+            finally:
+                self.inside = False
             if module is self.layer:
                 self.calls.append(path)
-                for t in tree_leaves(output): self.clean.pop(_place(t), None)
+                for t in tree_leaves(output):
+                    self.clean.pop(_place(t), None)
             elif before or later:
                 self.gave[path] = [*map(_place, tree_leaves(output))]
                 self.mark(output)
             return output
+
 
 def _place(t):
     "Where a tensor's numbers lie; None for what has none."
@@ -112,24 +137,31 @@ def _place(t):
 
 # %% ../../nbs/engine/replay.ipynb #12
 def _batch_dim(t, batch):
-    if t.ndim == 0: return None
-    if t.shape[0] == batch: return 0
-    if t.ndim >= 3 and t.shape[1] == batch: return 1
+    if t.ndim == 0:
+        return None
+    if t.shape[0] == batch:
+        return 0
+    if t.ndim >= 3 and t.shape[1] == batch:
+        return 1
     return 0 if t.shape[0] and t.shape[0] % batch == 0 else None
+
 
 def _only(t, batch, picture):
     "The rows of one picture of a recorded tensor."
     dim = _batch_dim(t, batch)
-    if dim is None: return t
+    if dim is None:
+        return t
     rows = t.shape[dim] // batch
     return t.narrow(dim, picture * rows, rows)
+
 
 def _spread(t, batch, times):
     "A recorded tensor of `batch` pictures, `times` rows for each, picture by picture."
     dim = _batch_dim(t, batch)
-    if dim is None or times == 1: return t
+    if dim is None or times == 1:
+        return t
     t = t.unflatten(dim, (batch, 1, t.shape[dim] // batch))
-    return t.expand(*t.shape[:dim + 1], times, *t.shape[dim + 2:]).flatten(dim, dim + 2)
+    return t.expand(*t.shape[: dim + 1], times, *t.shape[dim + 2 :]).flatten(dim, dim + 2)
 
 # %% ../../nbs/engine/replay.ipynb #15
 def _times(recorded, given, batch):
@@ -139,26 +171,33 @@ def _times(recorded, given, batch):
         raise ValueError(f"activations: shape {tuple(given.shape)} is not a number of variants of the layer's {tuple(recorded.shape)}")
     return given.shape[dim] // recorded.shape[dim]
 
+
 def _shown(t, spread):
     return _Shape(t, spread(torch.empty(t.shape, device="meta")).shape) if isinstance(t, _Shape) else spread(t)
+
 
 def _answer(tape, activations, call, spread):
     here, place = _Path(), tape.calls[call]
 
     def guest(module, forward, args, kwargs):
         with here as path:
-            if path == place: return activations
-            if path in tape.answers: return tree_map_only(torch.Tensor, lambda t: _shown(t, spread), tape.answers[path])
+            if path == place:
+                return activations
+            if path in tape.answers:
+                return tree_map_only(torch.Tensor, lambda t: _shown(t, spread), tape.answers[path])
             return forward(*args, **kwargs)
 
     with intercepting(tape.model, guest):
         return call_model(tape.model, tree_map_only(torch.Tensor, spread, tape.inputs))
 
+
 def _answered(record, *question):
-    try: return _answer(record.tape, *question)
+    try:
+        return _answer(record.tape, *question)
     except _Wanted:
         record.tape = Tape(record.tape.model, record.tape.layer, record.tape.inputs)
-        with torch.no_grad(): record.tape.run(whole=True)
+        with torch.no_grad():
+            record.tape.run(whole=True)
         return _answer(record.tape, *question)
 
 # %% ../../nbs/engine/replay.ipynb #17
@@ -172,18 +211,28 @@ def replay(
 ) -> Any:  # the model's output, a row for each row of `activations`
     "The model's output if `layer` had given `activations`, computing only what depends on them."
     tape = record.tape
-    if tape is None: raise ValueError("record: it keeps nothing to replay; make it with record(..., replayable=True)")
-    if layer is not tape.layer: raise ValueError("layer: this record replays another layer; put the layer first in record(model, [layer, ...])")
-    if not 0 <= call < len(tape.calls): raise ValueError(f"call: got {call}, but {len(tape.calls)} calls of this layer can be replayed")
+    if tape is None:
+        raise ValueError("record: it keeps nothing to replay; make it with record(..., replayable=True)")
+    if layer is not tape.layer:
+        raise ValueError("layer: this record replays another layer; put the layer first in record(model, [layer, ...])")
+    if not 0 <= call < len(tape.calls):
+        raise ValueError(f"call: got {call}, but {len(tape.calls)} calls of this layer can be replayed")
     batch = len(tape.inputs) if isinstance(tape.inputs, list) else first_tensor(tape.inputs).shape[0]
-    if picture is not None and not 0 <= picture < batch: raise ValueError(f"picture: got {picture} of {batch}")
+    if picture is not None and not 0 <= picture < batch:
+        raise ValueError(f"picture: got {picture} of {batch}")
     recorded, given = first_tensor(record.activations[layer][call]), first_tensor(activations)
     times = _times(recorded if picture is None else _only(recorded, batch, picture), given, 1 if picture is not None else batch)
-    def spread(t): return _spread(t, batch, times) if picture is None else _spread(_only(t, batch, picture), 1, times)
-    if layer in record.overwritten: activations = tree_map_only(torch.Tensor, torch.clone, activations)
+
+    def spread(t):
+        return _spread(t, batch, times) if picture is None else _spread(_only(t, batch, picture), 1, times)
+
+    if layer in record.overwritten:
+        activations = tree_map_only(torch.Tensor, torch.clone, activations)
     wanted = any(isinstance(t, torch.Tensor) and t.requires_grad for t in tree_leaves(activations))
     with torch.inference_mode(False), torch.set_grad_enabled(wanted), evaluating(tape.model):
-        try: return _answered(record, activations, call, spread)
+        try:
+            return _answered(record, activations, call, spread)
         except RuntimeError as error:
-            if "single memory location" not in str(error): raise
+            if "single memory location" not in str(error):
+                raise
             return _answered(record, activations, call, lambda t: spread(t).clone())

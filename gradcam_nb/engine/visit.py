@@ -23,13 +23,16 @@ def unwrap(
     while True:
         wrapped = isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel))
         inner = model.module if wrapped else getattr(model, "_orig_mod", None)
-        if inner is None: return model
+        if inner is None:
+            return model
         model = inner
 
 # %% ../../nbs/engine/visit.ipynb #09
 class FromInput(nn.Module):
     "A model with its input as its first layer, `input`: for gradients at the input."
-    def __init__(self,
+
+    def __init__(
+        self,
         model: nn.Module,  # not changed
     ):
         super().__init__()
@@ -54,17 +57,20 @@ def evaluating(
         for module in modules:
             _visits.setdefault(module, [0, module.training])[0] += 1
             module.training = False
-    try: yield
+    try:
+        yield
     finally:
         with _lock:
             for module in modules:
                 visit = _visits[module]
                 visit[0] -= 1
-                if not visit[0]: module.training = _visits.pop(module)[1]
+                if not visit[0]:
+                    module.training = _visits.pop(module)[1]
 
 # %% ../../nbs/engine/visit.ipynb #15
 class _Door:
     "Stands in front of one module's `forward`: a visiting thread's calls go to its guest, all others straight through."
+
     def __init__(self, module):
         self.module, self.forward, self.own = module, module.forward, module.__dict__.get("forward")
         self.guests = {}
@@ -72,15 +78,21 @@ class _Door:
 
     def __call__(self, *args, **kwargs):
         guest = self.guests.get(threading.get_ident())
-        if guest is None: return self.forward(*args, **kwargs)
+        if guest is None:
+            return self.forward(*args, **kwargs)
         return guest(self.module, self.forward, args, kwargs)
 
     def leave(self, thread, before):
-        if before is not None: self.guests[thread] = before
-        else: del self.guests[thread]
-        if self.guests: return
-        if self.own is None: del self.module.__dict__["forward"]
-        else: self.module.__dict__["forward"] = self.own
+        if before is not None:
+            self.guests[thread] = before
+        else:
+            del self.guests[thread]
+        if self.guests:
+            return
+        if self.own is None:
+            del self.module.__dict__["forward"]
+        else:
+            self.module.__dict__["forward"] = self.own
 
 # %% ../../nbs/engine/visit.ipynb #17
 @contextmanager
@@ -93,12 +105,15 @@ def intercepting(
     try:
         with _lock:
             for module in model.modules():
-                if isinstance(module, ScriptModule): continue
+                if isinstance(module, ScriptModule):
+                    continue
                 door = module.__dict__.get("forward")
-                if not isinstance(door, _Door): door = module.__dict__["forward"] = _Door(module)
+                if not isinstance(door, _Door):
+                    door = module.__dict__["forward"] = _Door(module)
                 doors.append((door, door.guests.get(thread)))
                 door.guests[thread] = guest
         yield
     finally:
         with _lock:
-            for door, before in doors: door.leave(thread, before)
+            for door, before in doors:
+                door.leave(thread, before)

@@ -43,6 +43,7 @@ def _png(figure):
     figure.savefig(stored, format="png")
     return stored.getvalue()
 
+
 def shown_by_jupyter(figure):
     "The figure, which was made without pyplot, so that Jupyter shows it."
     figure._repr_png_ = partial(_png, figure)

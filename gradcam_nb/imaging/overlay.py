@@ -59,10 +59,14 @@ def _placed(plane, region, width, height):
     if shrunk != plane.shape[2:]:
         plane = F.interpolate(plane, size=shrunk, mode="bilinear", antialias=True)
     x, y = width / (right - left), height / (bottom - top)
-    theta = torch.tensor([[
-        [x, 0, (width - left - right) / (right - left)],
-        [0, y, (height - top - bottom) / (bottom - top)],
-    ]])
+    theta = torch.tensor(
+        [
+            [
+                [x, 0, (width - left - right) / (right - left)],
+                [0, y, (height - top - bottom) / (bottom - top)],
+            ]
+        ]
+    )
     grid = F.affine_grid(theta, (1, 1, height, width), align_corners=False)
     inside = (grid.abs() <= 1).all(-1)[0]
     return F.grid_sample(plane, grid, padding_mode="border", align_corners=False)[0, 0], inside

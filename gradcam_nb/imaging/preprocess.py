@@ -69,7 +69,8 @@ class Preprocess:
         return [round(height / ratio), round(width / ratio)]
 
     def __call__(
-        self, picture  # anything `read_image` reads
+        self,
+        picture,  # anything `read_image` reads
     ) -> Tensor:  # 1 x 3 x H x W (1 x 1 x H x W for a grey network), float32, on the CPU
         "The picture as the network's input. A small picture is enlarged; a side under 8 pixels is a ValueError."
         from torchvision.transforms import InterpolationMode
@@ -83,7 +84,8 @@ class Preprocess:
         return F.normalize(pixels.float() / 255, list(self.mean), list(self.std))[None]
 
     def region(
-        self, picture  # anything `read_image` reads
+        self,
+        picture,  # anything `read_image` reads
     ) -> tuple:  # left, top, right, bottom in the picture's pixels, as floats: pixel i reaches from i to i + 1
         "The part of the picture that the tensor shows."
         width, height = _checked(picture).size
@@ -94,7 +96,8 @@ class Preprocess:
         return left * x, top * y, (left + self.size[1]) * x, (top + self.size[0]) * y
 
     def undo(
-        self, tensor: Tensor  # what calling returned: C x H x W or B x C x H x W, any device
+        self,
+        tensor: Tensor,  # what calling returned: C x H x W or B x C x H x W, any device
     ):  # a PIL.Image, or a list of them for a batch of two or more
         "The tensor as a picture again: mean and standard deviation undone, cut to [0, 1]."
         if not isinstance(tensor, Tensor):
@@ -130,9 +133,7 @@ def _from_weights(weights):
     crop_pct = crop / resize
     if math.floor(crop / crop_pct) != resize:  # the quotient was rounded up
         crop_pct = math.nextafter(crop_pct, 0)
-    return Preprocess(
-        (crop, crop), transform.mean, transform.std, crop_pct=crop_pct, interpolation=transform.interpolation.value
-    )
+    return Preprocess((crop, crop), transform.mean, transform.std, crop_pct=crop_pct, interpolation=transform.interpolation.value)
 
 # %% ../../nbs/imaging/preprocess.ipynb #20
 def _from_timm(model, config):

@@ -111,6 +111,4 @@ def read_image(
         if not isinstance(content, bytes):
             raise TypeError("source is a file opened as text; open it with mode 'rb'")
         return _from_file(BytesIO(content), "(an open file)")
-    raise TypeError(
-        f"source is a {type(source).__name__}; pass a path, bytes, an open file, a PIL image, a numpy array or a tensor"
-    )
+    raise TypeError(f"source is a {type(source).__name__}; pass a path, bytes, an open file, a PIL image, a numpy array or a tensor")

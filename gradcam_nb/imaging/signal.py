@@ -25,23 +25,29 @@ def signal_figure(
 ):  # a matplotlib figure: to show, or to save with figure.savefig(path)
     "A signal's curves, the heat map as colours behind them."
     from matplotlib.figure import Figure
+
     curves = torch.as_tensor(signal).detach().float().cpu()
-    if curves.ndim == 1: curves = curves[None]
+    if curves.ndim == 1:
+        curves = curves[None]
     heat = torch.as_tensor(heat_map)
     if curves.ndim != 2 or tuple(heat.shape) != tuple(curves.shape[1:]):
-        raise ValueError(f"signal: got shape {tuple(curves.shape)} with a heat map of {tuple(heat.shape)}; pass one signal C × L, such as batch[0], and its map of L")
-    if names is not None and len(names) != len(curves): raise ValueError(f"names: got {len(names)} for {len(curves)} channels; pass one each")
+        raise ValueError(
+            f"signal: got shape {tuple(curves.shape)} with a heat map of {tuple(heat.shape)}; pass one signal C × L, such as batch[0], and its map of L"
+        )
+    if names is not None and len(names) != len(curves):
+        raise ValueError(f"names: got {len(names)} for {len(curves)} channels; pass one each")
     plane = _heat_map(heat[None])
-    paint = 1 - plane.numpy()[..., None] * (1 - _colours(plane, colormap))      # white where the map is zero, so that the curves stay readable
+    paint = 1 - plane.numpy()[..., None] * (1 - _colours(plane, colormap))  # white where the map is zero, so that the curves stay readable
     length = curves.shape[1] / (rate or 1)
-    figure = Figure(figsize=(size, .5 + 1.1 * len(curves)), layout="constrained")
+    figure = Figure(figsize=(size, 0.5 + 1.1 * len(curves)), layout="constrained")
     panels = figure.subplots(len(curves), 1, sharex=True, squeeze=False)[:, 0]
     for i, (panel, curve) in enumerate(zip(panels, curves)):
         low, high = curve.min().item(), curve.max().item()
-        room = .08 * (high - low or 1)
+        room = 0.08 * (high - low or 1)
         panel.imshow(paint, extent=(0, length, low - room, high + room), aspect="auto", interpolation="nearest")
-        panel.plot((torch.arange(len(curve)) + .5) / (rate or 1), curve, color="black", linewidth=1)
-        if names: panel.set_ylabel(names[i])
+        panel.plot((torch.arange(len(curve)) + 0.5) / (rate or 1), curve, color="black", linewidth=1)
+        if names:
+            panel.set_ylabel(names[i])
     panels[-1].set_xlabel("samples" if rate is None else "seconds")
     panels[0].set_title(title, fontsize=10)
     return shown_by_jupyter(figure)

@@ -13,17 +13,24 @@ from tempfile import TemporaryDirectory
 
 # %% ../../nbs/imaging/write.ipynb #06
 def write_all(
-    files: Mapping[Path, Callable],  # path -> what writes there, called with a path of the same name; all of one folder, made if it is not there
+    files: Mapping[
+        Path, Callable
+    ],  # path -> what writes there, called with a path of the same name; all of one folder, made if it is not there
 ) -> list[Path]:  # the paths
     "Write files that belong together: all of them or none; what was there before stays if one fails."
     paths = [Path(path) for path in files]
-    if len({path.parent for path in paths}) != 1: raise ValueError(f"files: got {len({path.parent for path in paths})} folders; pass files of one folder")
+    if len({path.parent for path in paths}) != 1:
+        raise ValueError(f"files: got {len({path.parent for path in paths})} folders; pass files of one folder")
     folder = paths[0].parent
-    if folder.exists() and not folder.is_dir(): raise ValueError(f"folder: {str(folder)!r} is a file; pass a folder")
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"folder: {str(folder)!r} is a file; pass a folder")
     for path in paths:
-        if path.is_dir(): raise ValueError(f"files: {str(path)!r} is a folder; pass another name")
+        if path.is_dir():
+            raise ValueError(f"files: {str(path)!r} is a folder; pass another name")
     folder.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=folder, prefix=".") as draft:
-        for path, write in zip(paths, files.values()): write(Path(draft) / path.name)
-        for path in paths: os.replace(Path(draft) / path.name, path)
+        for path, write in zip(paths, files.values()):
+            write(Path(draft) / path.name)
+        for path in paths:
+            os.replace(Path(draft) / path.name, path)
     return paths

@@ -10,12 +10,16 @@ import torch
 from torch import Tensor
 
 from ..core.perturbation import PerturbationCAM, scores_of
-from ..engine.record import Record, record
 from ..core.run import Call, Run
 from ..core.variants import channel_elements, scores_behind
+from ..engine.record import Record, record
 
 # %% ../../nbs/methods/ablationcam.ipynb #09
-_FILLS = {"zero": lambda values: torch.zeros_like(values[..., 0]), "mean": lambda values: values.mean(-1), "min": lambda values: values.amin(-1)}
+_FILLS = {
+    "zero": lambda values: torch.zeros_like(values[..., 0]),
+    "mean": lambda values: values.mean(-1),
+    "min": lambda values: values.amin(-1),
+}
 
 # %% ../../nbs/methods/ablationcam.ipynb #10
 class AblationCAM(PerturbationCAM):
@@ -24,11 +28,13 @@ class AblationCAM(PerturbationCAM):
     Desai & Ramaswamy, *Ablation-CAM: Visual Explanations for Deep Convolutional Network via Gradient-free Localization*, WACV 2020,
     [doi 10.1109/WACV45572.2020.9093360](https://doi.org/10.1109/WACV45572.2020.9093360). Cost: one run of the model, and what lies behind the layer once for each channel.
     """
+
     kind = "perturbation"
     paper, cost = "Desai & Ramaswamy, 2020, WACV", "1 forward, 1 behind the layer a channel"
     most_rows = 64
 
-    def __init__(self,
+    def __init__(
+        self,
         model,  # as for all methods
         target_layers=None,  # as for all methods
         reshape_transform=None,  # as for all methods
@@ -38,11 +44,14 @@ class AblationCAM(PerturbationCAM):
         **how,  # `batch_size`, `progress`
     ):
         super().__init__(model, target_layers, reshape_transform, **how)
-        if fill not in _FILLS: raise ValueError(f"fill: got {fill!r}; pass 'zero', 'mean' or 'min'")
-        if not 0 < ratio <= 1: raise ValueError(f"ratio: got {ratio}; pass a share above 0, up to 1")
+        if fill not in _FILLS:
+            raise ValueError(f"fill: got {fill!r}; pass 'zero', 'mean' or 'min'")
+        if not 0 < ratio <= 1:
+            raise ValueError(f"ratio: got {ratio}; pass a share above 0, up to 1")
         self.fill, self.ratio = fill, ratio
 
-    def record(self, input_tensor, score) -> Record: return record(self.model, self.target_layers, input_tensor, replayable=True)
+    def record(self, input_tensor, score) -> Record:
+        return record(self.model, self.target_layers, input_tensor, replayable=True)
 
     def get_channel_weights(self, run: Run, call: Call, asked) -> Tensor:
         index, values = channel_elements(run, call), call.activations.flatten(2)
@@ -54,7 +63,9 @@ class AblationCAM(PerturbationCAM):
             return places, fills[picture, chosen[picture, part], None].expand_as(places)
 
         plain = scores_of(asked, range(run.batch), run.record.output)[..., None]
-        scores = scores_behind(run, call, asked, chosen.shape[1], off, batch_size=self.batch_size, label=type(self).__name__, progress=self.progress)
+        scores = scores_behind(
+            run, call, asked, chosen.shape[1], off, batch_size=self.batch_size, label=type(self).__name__, progress=self.progress
+        )
         drops, size = plain - scores, plain.abs()
         # Where no channel changes more than rounding does, the score does not depend on the layer.
         drops = drops.where(drops.abs().amax(-1, keepdim=True) > 1e-5 * size, 0)

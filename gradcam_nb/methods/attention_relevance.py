@@ -18,10 +18,12 @@ class AttentionRelevance(AttentionCAM):
     Chefer et al., *Generic Attention-model Explainability for Interpreting Bi-Modal and Encoder-Decoder Transformers*,
     ICCV 2021, [arXiv 2103.15679](https://arxiv.org/abs/2103.15679). Cost: one run of the model, one backward pass.
     """
+
     kind = "attention"
     paper, cost = "Chefer et al., 2021, arXiv 2103.15679", "1 forward, 1 backward"
 
     def get_patch_map(self, layers: list, prefix: int) -> Tensor:
         identity = relevance = torch.eye(layers[0].weights.shape[-1], device=layers[0].weights.device)
-        for layer in layers: relevance = relevance + (layer.gradient.float() * layer.weights.float()).clamp(min=0).mean(1) @ relevance
+        for layer in layers:
+            relevance = relevance + (layer.gradient.float() * layer.weights.float()).clamp(min=0).mean(1) @ relevance
         return (relevance - identity)[:, self.rows(prefix), prefix:].mean(1)

@@ -18,11 +18,13 @@ class AttentionRollout(AttentionCAM):
     Abnar and Zuidema, *Quantifying Attention Flow in Transformers*, ACL 2020,
     [arXiv 2005.00928](https://arxiv.org/abs/2005.00928). Cost: one run of the model, no gradients.
     """
+
     uses_gradients = uses_targets = False
     kind = "attention"
     paper, cost = "Abnar & Zuidema, 2020, arXiv 2005.00928", "1 forward"
 
-    def __init__(self,
+    def __init__(
+        self,
         model,  # a transformer
         target_layers=None,  # has no effect: the product is over all layers
         reshape_transform=None,  # as for `AttentionCAM`
@@ -32,8 +34,10 @@ class AttentionRollout(AttentionCAM):
         **how,  # `batch_size`, `read_out`
     ):
         super().__init__(model, target_layers, reshape_transform, **how)
-        if head_fusion not in ("mean", "max", "min"): raise ValueError(f"head_fusion: got {head_fusion!r}; pass 'mean', 'max' or 'min'")
-        if not 0 <= discard_ratio < 1: raise ValueError(f"discard_ratio: got {discard_ratio}; pass a share from 0 to below 1")
+        if head_fusion not in ("mean", "max", "min"):
+            raise ValueError(f"head_fusion: got {head_fusion!r}; pass 'mean', 'max' or 'min'")
+        if not 0 <= discard_ratio < 1:
+            raise ValueError(f"discard_ratio: got {discard_ratio}; pass a share from 0 to below 1")
         self.head_fusion, self.discard_ratio = head_fusion, discard_ratio
 
     def get_patch_map(self, layers: list, prefix: int) -> Tensor:

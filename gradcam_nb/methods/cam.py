@@ -16,7 +16,10 @@ from ..targets.resolve import class_scores
 # %% ../../nbs/methods/cam.ipynb #09
 def _classifier(model: nn.Module, channels: int) -> nn.Linear:
     found = [layer for layer in model.modules() if isinstance(layer, nn.Linear) and layer.in_features == channels]
-    if not found: raise ValueError(f"model: {type(model).__name__} has no linear layer that takes {channels} channels, so there are no weights to read; use GradCAM")
+    if not found:
+        raise ValueError(
+            f"model: {type(model).__name__} has no linear layer that takes {channels} channels, so there are no weights to read; use GradCAM"
+        )
     return found[-1]
 
 # %% ../../nbs/methods/cam.ipynb #10
@@ -27,6 +30,7 @@ class CAM(BaseCAM):
     [arXiv 1512.04150](https://arxiv.org/abs/1512.04150). Cost: one run of the model, no gradient. Raises `ValueError`
     where the score is not a linear layer of the mean activations, or the target is no class.
     """
+
     uses_gradients = False
     kind = "no gradient"
     paper, cost = "Zhou et al., 2016, arXiv 1512.04150", "1 forward"
@@ -34,11 +38,14 @@ class CAM(BaseCAM):
     def get_layer_map(self, run: Run, call: Call, eigen_smooth: bool = False) -> Tensor:
         activations = call.activations
         for target in run.targets:
-            if not getattr(target, "is_score", False): raise ValueError(f"targets: CAM has weights for classes only, got {target}; pass a class index, or use GradCAM")
+            if not getattr(target, "is_score", False):
+                raise ValueError(f"targets: CAM has weights for classes only, got {target}; pass a class index, or use GradCAM")
         linear = _classifier(self.model, activations.shape[1])
         weight, scores = linear.weight.detach().float(), class_scores(run.record.output).float()
         made = activations.flatten(2).mean(-1) @ weight.T + (0 if linear.bias is None else linear.bias.detach().float())
         # Half precision may differ by a few percent; a layer that is not in front of the pooling differs by far more.
-        if made.shape != scores.shape or (made - scores).abs().max() > .05 * scores.abs().max():
-            raise ValueError("target_layers: the scores are not the linear layer of this layer's mean activations; pass the layer in front of the global average pooling, or use GradCAM")
+        if made.shape != scores.shape or (made - scores).abs().max() > 0.05 * scores.abs().max():
+            raise ValueError(
+                "target_layers: the scores are not the linear layer of this layer's mean activations; pass the layer in front of the global average pooling, or use GradCAM"
+            )
         return combine(weigh(activations, weight[[target.category for target in run.targets]]), eigen_smooth)

@@ -15,13 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core.heatmap import resize
-from ..engine.record import find_layer, record
 from ..core.run import Run
-from ..engine.inputs import check_input
+from ..engine.inputs import check_input, first_tensor, input_size
+from ..engine.layers import suggest_layer
+from ..engine.record import find_layer, record
 from ..engine.visit import evaluating, unwrap
 from ..imaging.read import read_image
-from ..engine.inputs import first_tensor, input_size
-from ..engine.layers import suggest_layer
 
 # %% ../../nbs/methods/deep_feature_factorization.ipynb #09
 def dff(
@@ -35,15 +34,21 @@ def dff(
 
     Collins et al., 2018, arXiv 1806.10206; updates: Lee and Seung, 2000, *Algorithms for Non-negative Matrix Factorization*.
     """
-    if activations.ndim < 3: raise ValueError(f"activations: got shape {tuple(activations.shape)}; pass B × C × spatial")
+    if activations.ndim < 3:
+        raise ValueError(f"activations: got shape {tuple(activations.shape)}; pass B × C × spatial")
     places = activations.detach().float().nan_to_num().transpose(0, 1).flatten(1)
     if not 1 <= n_components <= min(places.shape):
-        raise ValueError(f"n_components: got {n_components} for {places.shape[0]} channels and {places.shape[1]} places; pass 1 to {min(places.shape)}")
+        raise ValueError(
+            f"n_components: got {n_components} for {places.shape[0]} channels and {places.shape[1]} places; pass 1 to {min(places.shape)}"
+        )
     offset = places.amin(1, keepdim=True).clamp(max=0)
     places = places - offset
     rng, tiny = torch.Generator().manual_seed(seed), torch.finfo(torch.float32).tiny
     start = (places.mean() / n_components).sqrt()
-    W, H = (start * torch.rand(*shape, generator=rng).to(places.device) for shape in ((len(places), n_components), (n_components, places.shape[1])))
+    W, H = (
+        start * torch.rand(*shape, generator=rng).to(places.device)
+        for shape in ((len(places), n_components), (n_components, places.shape[1]))
+    )
     with torch.autocast(places.device.type, enabled=False):  # which would round the products to half precision
         for _ in range(iterations):
             H = H * (W.T @ places) / (W.T @ W @ H).clamp(min=tiny)
@@ -60,10 +65,12 @@ class DeepFeatureFactorization:
     Collins et al., *Deep Feature Factorization For Concept Discovery*, ECCV 2018,
     [arXiv 1806.10206](https://arxiv.org/abs/1806.10206). Cost: one run of the model, no gradients, and the factorization.
     """
+
     kind = "no gradient"
     paper, cost = "Collins et al., 2018, arXiv 1806.10206", "1 forward, and the factorization"
 
-    def __init__(self,
+    def __init__(
+        self,
         model: nn.Module,  # left exactly as it was found
         target_layer=None,  # a module or its name; left out: the last layer with places and a gradient
         reshape_transform=None,  # a layer's output -> `B × C × spatial`; left out: found from the shapes
@@ -72,18 +79,23 @@ class DeepFeatureFactorization:
         self.model, self.reshape_transform, self.computation_on_concepts = unwrap(model), reshape_transform, computation_on_concepts
         self.target_layer = None if target_layer is None else find_layer(self.model, target_layer)
 
-    def __call__(self,
+    def __call__(
+        self,
         input_tensor,  # `B × C × spatial`, or what the model takes
         n_components: int = 16,  # how many concepts
-    ) -> tuple[Tensor, ...]:  # concepts `C × n_components`; heat maps `B × n_components × spatial` in [0, 1]; and what the computation says of each concept, if there is one
+    ) -> tuple[
+        Tensor, ...
+    ]:  # concepts `C × n_components`; heat maps `B × n_components × spatial` in [0, 1]; and what the computation says of each concept, if there is one
         "The concepts of the pictures, found in all of them together."
         batch, size = check_input(input_tensor), input_size(input_tensor)
-        if self.target_layer is None: self.target_layer = suggest_layer(self.model, input_tensor).module
+        if self.target_layer is None:
+            self.target_layer = suggest_layer(self.model, input_tensor).module
         r = record(self.model, [self.target_layer], input_tensor)
         activations = next(Run(r, [self.target_layer], [None] * batch, size, self.reshape_transform).calls(self.target_layer)).activations
         concepts, explanations = dff(activations, n_components)
         heats = resize(explanations.flatten(0, 1), size).unflatten(0, (batch, n_components))
-        if self.computation_on_concepts is None: return concepts, heats
+        if self.computation_on_concepts is None:
+            return concepts, heats
         ask, dtype = self.computation_on_concepts, first_tensor(r.activations[self.target_layer]).dtype
         with torch.no_grad(), evaluating(ask) if isinstance(ask, nn.Module) else nullcontext():
             return concepts, heats, ask(concepts.T.to(dtype)).float()
@@ -96,7 +108,11 @@ def create_labels_legend(
 ) -> list[str]:  # a line a class, for each concept
     "What to write beside each concept: its likeliest classes."
     values, indices = torch.as_tensor(concept_scores).topk(top_k)
-    return ["\n".join(f"{','.join(str(labels[i]).split(',')[:3])}:{v:.2f}" for v, i in zip(*row)) for row in zip(values.tolist(), indices.tolist())]
+    return [
+        "\n".join(f"{','.join(str(labels[i]).split(',')[:3])}:{v:.2f}" for v, i in zip(*row))
+        for row in zip(values.tolist(), indices.tolist())
+    ]
+
 
 def show_factorization_on_image(
     img,  # anything `read_image` reads
@@ -107,12 +123,17 @@ def show_factorization_on_image(
 ) -> np.ndarray:  # uint8, `H × W × 3`; twice as wide with a legend
     "The picture with each place in the colour of its concept."
     image, explanations = read_image(img), torch.as_tensor(explanations).detach().float().cpu()
-    if explanations.ndim != 3 or not len(explanations): raise ValueError(f"explanations: got shape {tuple(explanations.shape)}; pass n_components × H × W, such as heats[0]")
-    if not 0 <= image_weight <= 1: raise ValueError(f"image_weight: got {image_weight}; pass a value from 0 to 1")
-    if colors is None: colors = [colorsys.hsv_to_rgb(i / len(explanations), 1, 1) for i in range(len(explanations))]
+    if explanations.ndim != 3 or not len(explanations):
+        raise ValueError(f"explanations: got shape {tuple(explanations.shape)}; pass n_components × H × W, such as heats[0]")
+    if not 0 <= image_weight <= 1:
+        raise ValueError(f"image_weight: got {image_weight}; pass a value from 0 to 1")
+    if colors is None:
+        colors = [colorsys.hsv_to_rgb(i / len(explanations), 1, 1) for i in range(len(explanations))]
     for name, given in (("colors", colors), ("concept_labels", concept_labels)):
-        if given is not None and len(given) != len(explanations): raise ValueError(f"{name}: got {len(given)} for {len(explanations)} concepts; pass one each")
-    if explanations.shape[1:] != (image.height, image.width): explanations = F.interpolate(explanations[None], size=(image.height, image.width), mode="bilinear")[0]
+        if given is not None and len(given) != len(explanations):
+            raise ValueError(f"{name}: got {len(given)} for {len(explanations)} concepts; pass one each")
+    if explanations.shape[1:] != (image.height, image.width):
+        explanations = F.interpolate(explanations[None], size=(image.height, image.width), mode="bilinear")[0]
     strength, winner = explanations.clamp(0, 1).max(0)
     painted = torch.tensor([tuple(color)[:3] for color in colors])[winner] * strength[..., None]
     shown = np.uint8(255 * (image_weight * np.asarray(image) / 255 + (1 - image_weight) * painted.numpy()))
@@ -124,9 +145,16 @@ def _legend(colors, labels, size):
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
+
     figure = Figure(figsize=(4, 4 * size[1] / size[0]), dpi=size[0] / 4)
     canvas, lines = FigureCanvasAgg(figure), sum(label.count("\n") + 1 for label in labels)
-    figure.legend([Patch(color=tuple(color)[:3]) for color in colors], labels, loc="center", frameon=False, fontsize=min(14, 210 * size[1] / size[0] / max(1, lines)))
+    figure.legend(
+        [Patch(color=tuple(color)[:3]) for color in colors],
+        labels,
+        loc="center",
+        frameon=False,
+        fontsize=min(14, 210 * size[1] / size[0] / max(1, lines)),
+    )
     canvas.draw()
     return np.asarray(read_image(np.asarray(canvas.buffer_rgba())).resize(size))
 
@@ -146,6 +174,11 @@ def run_dff_on_image(
     "One picture, its concepts in colours, and a legend that names each by its likeliest classes."
     image = read_image(img_pil)
     _, heats, outputs = DeepFeatureFactorization(model, target_layer, reshape_transform, classifier)(img_tensor[None], n_components)
-    if labels is None: labels = getattr(getattr(unwrap(model), "config", None), "id2label", None) or getattr(unwrap(model), "classes", None) or range(outputs.shape[1])
+    if labels is None:
+        labels = (
+            getattr(getattr(unwrap(model), "config", None), "id2label", None)
+            or getattr(unwrap(model), "classes", None)
+            or range(outputs.shape[1])
+        )
     legend = create_labels_legend(outputs.softmax(-1), labels, min(top_k, outputs.shape[1]))
     return np.hstack([np.asarray(image), show_factorization_on_image(image, heats[0], image_weight=0.3, concept_labels=legend)])

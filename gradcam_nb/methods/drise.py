@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..engine.inputs import call_model
 from ..core.run import Run
+from ..engine.inputs import call_model
 from ..engine.visit import evaluating
 from .rise import RISE
 from ..targets.detection import DetectionTarget
@@ -28,10 +28,12 @@ class DRISE(RISE):
     (left out: the one with the highest score), or a callable such as `DetectionTarget`.
     Raises `ValueError` where there is no such detection, and for `eigen_smooth` and `aug_smooth`.
     """
+
     kind = "perturbation"
     paper, cost = "Petsiuk et al., 2021, arXiv 2006.03204", "5,000 forward (n_masks)"
 
-    def __init__(self,
+    def __init__(
+        self,
         model,  # a detector
         target_layers=None,  # ignored
         reshape_transform=None,  # ignored
@@ -44,20 +46,26 @@ class DRISE(RISE):
 
     def __call__(self, input_tensor, targets=None, *, aug_smooth=False, **how) -> Tensor:
         "The heat map of each picture."
-        if aug_smooth: raise ValueError("aug_smooth: a box does not move with the changed picture; leave it out")
+        if aug_smooth:
+            raise ValueError("aug_smooth: a box does not move with the changed picture; leave it out")
         return super().__call__(input_tensor, targets, **how)
 
     def run(self, input_tensor, targets=None, *, many: bool = False) -> Run:
         "Find what is to be explained, run the model once and see what a pass takes."
-        with torch.inference_mode(), evaluating(self.model): found = call_model(self.model, input_tensor)
+        with torch.inference_mode(), evaluating(self.model):
+            found = call_model(self.model, input_tensor)
         targets = [_of_each(target, found) for target in targets] if many else _of_each(targets, found)
         return super().run(input_tensor, targets, many=many)
 
 # %% ../../nbs/methods/drise.ipynb #11
 def _of_each(targets, found):
     "A callable for each picture, from what a user may pass."
-    if isinstance(targets, Tensor): targets = targets.tolist()
-    if not isinstance(targets, Sequence): targets = [targets]
-    if len(targets) == 1: targets = list(targets) * len(found)
-    if len(targets) != len(found): raise ValueError(f"targets: got {len(targets)} for {len(found)} pictures; pass one, or one for each picture")
+    if isinstance(targets, Tensor):
+        targets = targets.tolist()
+    if not isinstance(targets, Sequence):
+        targets = [targets]
+    if len(targets) == 1:
+        targets = list(targets) * len(found)
+    if len(targets) != len(found):
+        raise ValueError(f"targets: got {len(targets)} for {len(found)} pictures; pass one, or one for each picture")
     return [target if callable(target) else DetectionTarget.of(one, target) for target, one in zip(targets, found)]

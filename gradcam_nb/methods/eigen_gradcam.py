@@ -18,10 +18,12 @@ class EigenGradCAM(BaseCAM):
     Published as an option of PyPI `grad-cam` (Gildenblat, 2021), after *Eigen-CAM*,
     [arXiv 2008.00299](https://arxiv.org/abs/2008.00299). Cost: one run of the model, and the backward pass behind the layer.
     """
+
     kind = "one gradient"
     paper, cost = "Gildenblat, 2021, after arXiv 2008.00299", "1 forward, 1 backward behind the layer"
 
-    def get_cam_weights(self, activations: Tensor, gradients: Tensor) -> Tensor: return gradients
+    def get_cam_weights(self, activations: Tensor, gradients: Tensor) -> Tensor:
+        return gradients
 
     def get_cam_image(self, activations: Tensor, gradients: Tensor) -> Tensor:
         weighted = self.get_weighted_activations(activations, gradients)

@@ -18,10 +18,13 @@ class EigenCAM(BaseCAM):
     Muhammad & Yeasin, *Eigen-CAM: Class Activation Map using Principal Components*, IJCNN 2020,
     [arXiv 2008.00299](https://arxiv.org/abs/2008.00299). Cost: one run of the model, no gradient; the same map for every target.
     """
+
     uses_gradients = uses_targets = False
     kind = "no gradient"
     paper, cost = "Muhammad & Yeasin, 2020, arXiv 2008.00299", "1 forward"
 
-    def get_weighted_activations(self, activations: Tensor, gradients: Tensor | None) -> Tensor: return activations
+    def get_weighted_activations(self, activations: Tensor, gradients: Tensor | None) -> Tensor:
+        return activations
 
-    def get_cam_image(self, activations: Tensor, gradients: Tensor | None) -> Tensor: return first_component(activations)
+    def get_cam_image(self, activations: Tensor, gradients: Tensor | None) -> Tensor:
+        return first_component(activations)

@@ -17,17 +17,21 @@ class FEM(BaseCAM):
     Fuad et al., *Features Understanding in 3D CNNs for Actions Recognition in Video*, IPTA 2020,
     [hal-02963298](https://hal.science/hal-02963298). Cost: one run of the model, no gradient; the same map for every target.
     """
+
     uses_gradients = uses_targets = False
     kind = "no gradient"
     paper, cost = "Fuad et al., 2020, hal-02963298", "1 forward"
 
-    def __init__(self, *args,  # as for every method
+    def __init__(
+        self,
+        *args,  # as for every method
         k: float = 2.0,  # how many standard deviations over its mean a channel is unusually strong
         form: str = "mean",  # "mean": strong places weighed by the channel's mean; "share": activations weighed by the share of strong places
         **options,  # as for every method
     ):
         super().__init__(*args, **options)
-        if form not in ("mean", "share"): raise ValueError(f"form: got {form!r}; pass 'mean' (the paper) or 'share' (PyPI grad-cam)")
+        if form not in ("mean", "share"):
+            raise ValueError(f"form: got {form!r}; pass 'mean' (the paper) or 'share' (PyPI grad-cam)")
         self.k, self.form = k, form
 
     def get_weighted_activations(self, activations: Tensor, gradients: Tensor | None) -> Tensor:

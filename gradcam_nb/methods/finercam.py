@@ -21,32 +21,46 @@ from ..targets.resolve import class_scores
 # %% ../../nbs/methods/finercam.ipynb #09
 class FinerTarget:
     "How much more a class scores than the classes most like it."
-    def __init__(self,
+
+    def __init__(
+        self,
         category=None,  # a class: its index, or a `ClassifierOutputTarget`; None: the top class
         gamma: float = 0.6,  # how strongly to compare: 0 not at all
         comparisons=3,  # how many of the classes whose scores are nearest; or the classes themselves
         weighting: str = "mean",  # "mean": they count alike; "softmax": by their probabilities
     ):
-        if weighting not in ("mean", "softmax"): raise ValueError(f"weighting: got {weighting!r}; pass 'mean' or 'softmax'")
+        if weighting not in ("mean", "softmax"):
+            raise ValueError(f"weighting: got {weighting!r}; pass 'mean' or 'softmax'")
         if not (category is None or isinstance(category, ClassifierOutputTarget)):
-            if not hasattr(category, "__index__"): raise ValueError(f"targets: FinerCAM compares classes, got {category}; pass a class index")
+            if not hasattr(category, "__index__"):
+                raise ValueError(f"targets: FinerCAM compares classes, got {category}; pass a class index")
             category = ClassifierOutputTarget(category)
         self.category, self.gamma, self.comparisons, self.weighting = category, gamma, comparisons, weighting
 
-    def settled(self,
+    def settled(
+        self,
         scores: Tensor,  # one picture's class scores, `K`
     ) -> "FinerTarget":  # the same question with its classes named
         "The class and the classes to compare with, as they are on this picture."
         target = self.category or ClassifierOutputTarget(scores.argmax())
         distance = (scores - target(scores)).detach().abs()
-        if target.category is None: raise ValueError(f"targets: FinerCAM compares a class with others, and {target} names none; pass a class index, or None for the top class")
+        if target.category is None:
+            raise ValueError(
+                f"targets: FinerCAM compares a class with others, and {target} names none; pass a class index, or None for the top class"
+            )
         distance[target.category] = torch.inf
-        if hasattr(self.comparisons, "__iter__"): others = [int(c) for c in self.comparisons if int(c) != target.category]
-        else: others = distance.topk(min(self.comparisons, len(scores) - 1), largest=False).indices.tolist()
-        if not others: raise ValueError(f"comparisons: no class to compare class {target.category} of {len(scores)} with; pass others, or use the plain method")
+        if hasattr(self.comparisons, "__iter__"):
+            others = [int(c) for c in self.comparisons if int(c) != target.category]
+        else:
+            others = distance.topk(min(self.comparisons, len(scores) - 1), largest=False).indices.tolist()
+        if not others:
+            raise ValueError(
+                f"comparisons: no class to compare class {target.category} of {len(scores)} with; pass others, or use the plain method"
+            )
         return FinerTarget(target, self.gamma, others, self.weighting)
 
-    def __call__(self,
+    def __call__(
+        self,
         output,  # one picture's output: class scores, or what holds them
     ) -> Tensor:  # the difference of scores
         scores = picture_scores(output)
@@ -55,7 +69,8 @@ class FinerTarget:
         weights = others.softmax(0) if self.weighting == "softmax" else torch.full_like(others, 1 / len(others))
         return one.category(scores) - self.gamma * (weights * others).sum()
 
-    def __repr__(self): return f"FinerTarget({self.category}, gamma={self.gamma}, comparisons={self.comparisons})"
+    def __repr__(self):
+        return f"FinerTarget({self.category}, gamma={self.gamma}, comparisons={self.comparisons})"
 
 # %% ../../nbs/methods/finercam.ipynb #11
 class FinerCAM(BaseCAM):
@@ -64,10 +79,13 @@ class FinerCAM(BaseCAM):
     Zhang et al., *Finer-CAM: Spotting the Difference Reveals Finer Details for Visual Explanation*, CVPR 2025,
     [arXiv 2501.11309](https://arxiv.org/abs/2501.11309). Cost: that of the base method.
     """
+
     kind = "one gradient"
     paper, cost = "Zhang et al., 2025, arXiv 2501.11309", "that of the base method"
 
-    def __init__(self, *args,  # as for every method
+    def __init__(
+        self,
+        *args,  # as for every method
         base_method: type[BaseCAM] = GradCAM,  # a method that asks about the target
         gamma: float = 0.6,  # as for `FinerTarget`
         comparisons=3,  # as for `FinerTarget`
@@ -81,12 +99,20 @@ class FinerCAM(BaseCAM):
 
     def run(self, input_tensor, targets=None, *, many: bool = False) -> Run:
         "Run the model once, asked for differences."
-        def finer(target): return target if isinstance(target, FinerTarget) else FinerTarget(target, **self.how)
-        if isinstance(targets, Tensor): targets = targets.tolist()
+
+        def finer(target):
+            return target if isinstance(target, FinerTarget) else FinerTarget(target, **self.how)
+
+        if isinstance(targets, Tensor):
+            targets = targets.tolist()
         asked = [finer(target) for target in targets] if hasattr(targets, "__iter__") else finer(targets)
         run = self.base.run(input_tensor, asked, many=many)
         self.target_layers, self.outputs = run.layers, run.record.output
-        def named(row): return [target.settled(scores) for target, scores in zip(row, class_scores(self.outputs))]
+
+        def named(row):
+            return [target.settled(scores) for target, scores in zip(row, class_scores(self.outputs))]
+
         return replace(run, targets=[named(row) for row in run.targets] if many else named(run.targets))
 
-    def draw(self, run: Run, **how) -> Tensor: return self.base.draw(run, **how)
+    def draw(self, run: Run, **how) -> Tensor:
+        return self.base.draw(run, **how)

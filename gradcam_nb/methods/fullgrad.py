@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from ..core.cam import BaseCAM
 from ..core.heatmap import fuse, normalize, positive, resize
-from ..engine.record import Record, record
 from ..core.run import Run, warn_if_blank
-from ..engine.visit import FromInput
 from ..engine.layers import list_layers
+from ..engine.record import Record, record
+from ..engine.visit import FromInput
 from ..smoothing.eigen import first_component
 
 # %% ../../nbs/methods/fullgrad.ipynb #11
@@ -26,9 +26,11 @@ def layer_bias(
 ) -> Tensor | None:  # one number a channel; None if the layer has no bias
     "A layer's bias; that of a batch norm holds what its running mean subtracts."
     bias, mean = getattr(layer, "bias", None), getattr(layer, "running_mean", None)
-    if mean is None: return bias.detach().float() if isinstance(bias, Tensor) and bias.ndim == 1 else None
+    if mean is None:
+        return bias.detach().float() if isinstance(bias, Tensor) and bias.ndim == 1 else None
     gain = (layer.running_var.float() + layer.eps).rsqrt()
-    if layer.weight is not None: gain = gain * layer.weight.detach().float()
+    if layer.weight is not None:
+        gain = gain * layer.weight.detach().float()
     return (0 if bias is None else bias.detach().float()) - gain * mean.float()
 
 # %% ../../nbs/methods/fullgrad.ipynb #13
@@ -37,21 +39,26 @@ def _place(layer):
     drop = getattr(layer, "drop", None)
     return drop if isinstance(drop, nn.Module) else layer
 
+
 def _biased(model, input_tensor):
     "The layers of a model that run, have a bias and give several places: where the bias has been added -> the layer, and the reshape transform."
     ran, found = {layer.module: layer for layer in list_layers(model, input_tensor)}, {}
     for layer in model.modules():
         place, bias = ran.get(_place(layer)), layer_bias(layer)
-        if bias is None or place is None or place.reshape is None: continue
+        if bias is None or place is None or place.reshape is None:
+            continue
         laid = place.reshape(torch.empty(place.shape, device="meta"))
-        if laid.shape[1] == len(bias) and laid[0, 0].numel() > 1: found[place.module] = layer, place.reshape
+        if laid.shape[1] == len(bias) and laid[0, 0].numel() > 1:
+            found[place.module] = layer, place.reshape
     return found
+
 
 def _rescaled(parts):
     "The parts' sizes, less each picture's minimum and divided by its maximum, added up over the channels."
     parts = parts.abs_()
     low, high = (edge.reshape(-1, *[1] * (parts.ndim - 2)) for edge in parts.flatten(1).aminmax(dim=1))
     return torch.where(high > low, (parts.sum(1) - parts.shape[1] * low) / (high - low), 0.0)
+
 
 def _bias_part(layer, reshape, gradient):
     "What a layer's bias adds, from the gradient behind it."
@@ -66,6 +73,7 @@ class FullGrad(BaseCAM):
     [arXiv 1905.00780](https://arxiv.org/abs/1905.00780). Cost: one run of the model and one backward pass to the input;
     the first call also runs one picture to find the layers. `target_layers` and `reshape_transform` are ignored.
     """
+
     kind = "input gradient"
     paper, cost = "Srinivas and Fleuret, 2019, arXiv 1905.00780", "1 forward, 1 backward to the input"
 
@@ -75,21 +83,29 @@ class FullGrad(BaseCAM):
 
     def run(self, input_tensor, targets=None, *, many: bool = False) -> Run:
         "Run the model once and keep the gradients at the input and behind each layer with a bias."
-        if self.biased is None: self.biased = _biased(self.model, input_tensor)
+        if self.biased is None:
+            self.biased = _biased(self.model, input_tensor)
         self.target_layers = list(self.biased)
         return super().run(input_tensor, targets, many=many)
 
     def record(self, input_tensor, score) -> Record:
         whole = FromInput(self.model)
-        return record(whole, [whole.input, *self.biased], input_tensor, score, fold={place: partial(_bias_part, *of) for place, of in self.biased.items()})
+        return record(
+            whole,
+            [whole.input, *self.biased],
+            input_tensor,
+            score,
+            fold={place: partial(_bias_part, *of) for place, of in self.biased.items()},
+        )
 
     def draw(self, run: Run, *, eigen_smooth: bool = False, fusion: str = "mean") -> Tensor:
         "The heat maps of a run."
-        at_input, = run.record.activations
+        (at_input,) = run.record.activations
         parts = [_rescaled(call.activations * call.gradients) for call in run.calls(at_input)]
         parts += [part for place in run.layers for part in run.record.gradients[place]]
         maps = [resize(part, run.size) for part in parts]
-        if eigen_smooth: maps = [normalize(positive(first_component(torch.stack(maps, 1), like=sum(maps))))]
+        if eigen_smooth:
+            maps = [normalize(positive(first_component(torch.stack(maps, 1), like=sum(maps))))]
         heat = positive(fuse(maps, fusion), run.threshold)
         warn_if_blank(replace(run, layers=[at_input]), heat)
         return heat

@@ -18,10 +18,12 @@ class GradECLIP(AttentionCAM):
     Zhao et al., *Grad-ECLIP: Gradient-based Visual and Textual Explanations for CLIP*, 2025,
     [arXiv 2502.18816](https://arxiv.org/abs/2502.18816). Cost: one run of the model, one backward pass.
     """
+
     kind = "attention"
     paper, cost = "Zhao et al., 2025, arXiv 2502.18816", "1 forward, 1 backward"
 
-    def __init__(self,
+    def __init__(
+        self,
         model,  # a transformer
         target_layers=None,  # has no effect: see `last_layers`
         reshape_transform=None,  # as for `AttentionCAM`
@@ -30,15 +32,17 @@ class GradECLIP(AttentionCAM):
         **how,  # `batch_size`, `read_out`
     ):
         super().__init__(model, target_layers, reshape_transform, **how)
-        if last_layers < 1: raise ValueError(f"last_layers: got {last_layers}; pass 1 or more")
+        if last_layers < 1:
+            raise ValueError(f"last_layers: got {last_layers}; pass 1 or more")
         self.last_layers = last_layers
 
     def get_patch_map(self, layers: list, prefix: int) -> Tensor:
-        return sum(self._layer(layer, self.rows(prefix), prefix) for layer in layers[-self.last_layers:])
+        return sum(self._layer(layer, self.rows(prefix), prefix) for layer in layers[-self.last_layers :])
 
     def _layer(self, layer, rows, prefix):
         kept = layer.queries, layer.keys, layer.values, layer.output_gradient
-        if any(t is None for t in kept): raise ValueError("model: its queries, keys and values were not seen (a product by einsum?); use LeGrad or AttentionRelevance")
+        if any(t is None for t in kept):
+            raise ValueError("model: its queries, keys and values were not seen (a product by einsum?); use LeGrad or AttentionRelevance")
         queries, keys, values, weights = (t.float().transpose(1, 2).flatten(2) for t in kept)
         cosine = F.normalize(queries[:, rows], dim=-1) @ F.normalize(keys[:, prefix:], dim=-1).mT
         low, high = cosine.amin(-1, keepdim=True), cosine.amax(-1, keepdim=True)

@@ -17,7 +17,9 @@ class GradCAM(BaseCAM):
     Selvaraju et al., *Grad-CAM: Visual Explanations from Deep Networks via Gradient-based Localization*, ICCV 2017,
     [arXiv 1610.02391](https://arxiv.org/abs/1610.02391). Cost: one run of the model, and the backward pass behind the layer.
     """
+
     kind = "one gradient"
     paper, cost = "Selvaraju et al., 2017, arXiv 1610.02391", "1 forward, 1 backward behind the layer"
 
-    def get_cam_weights(self, activations: Tensor, gradients: Tensor) -> Tensor: return gradients.flatten(2).mean(-1)
+    def get_cam_weights(self, activations: Tensor, gradients: Tensor) -> Tensor:
+        return gradients.flatten(2).mean(-1)

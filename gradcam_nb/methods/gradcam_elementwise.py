@@ -17,7 +17,9 @@ class GradCAMElementWise(BaseCAM):
     From Gildenblat's [pytorch-grad-cam](https://github.com/jacobgil/pytorch-grad-cam); there is no paper.
     Cost: one run of the model, and the backward pass behind the layer.
     """
+
     kind = "one gradient"
     paper, cost = "Gildenblat, 2022, pytorch-grad-cam (no paper)", "1 forward, 1 backward behind the layer"
 
-    def get_weighted_activations(self, activations: Tensor, gradients: Tensor) -> Tensor: return (gradients * activations).relu()
+    def get_weighted_activations(self, activations: Tensor, gradients: Tensor) -> Tensor:
+        return (gradients * activations).relu()

@@ -18,6 +18,7 @@ class GradCAMPlusPlus(BaseCAM):
     Chattopadhyay et al., *Grad-CAM++: Improved Visual Explanations for Deep Convolutional Networks*, WACV 2018,
     [arXiv 1710.11063](https://arxiv.org/abs/1710.11063). Cost: one run of the model, and the backward pass behind the layer.
     """
+
     kind = "one gradient"
     paper, cost = "Chattopadhyay et al., 2018, arXiv 1710.11063", "1 forward, 1 backward behind the layer"
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from ..engine.record import record
 from ..core.run import Call, Run
+from ..engine.record import record
 from .scorecam import ScoreCAM
 from ..targets.resolve import total_score
 
@@ -23,10 +23,12 @@ class GScoreCAM(ScoreCAM):
     [paper](https://openaccess.thecvf.com/content/ACCV2022/html/Chen_gScoreCAM_What_objects_is_CLIP_looking_at_ACCV_2022_paper.html).
     Cost: a run of the model with the backward pass behind the layer, and one for each of `k` channels.
     """
+
     kind = "perturbation"
     paper, cost = "Chen et al., ACCV 2022", "1 backward behind the layer, 300 forwards"
 
-    def __init__(self,
+    def __init__(
+        self,
         model,  # as for all methods
         target_layers=None,  # as for all methods
         reshape_transform=None,  # as for all methods
@@ -36,7 +38,8 @@ class GScoreCAM(ScoreCAM):
         **how,  # `form`, `batch_size`, `progress`
     ):
         super().__init__(model, target_layers, reshape_transform, **how)
-        if k < 1: raise ValueError(f"k: got {k}; pass 1 or more")
+        if k < 1:
+            raise ValueError(f"k: got {k}; pass 1 or more")
         self.k, self.absolute = k, absolute
 
     def chosen(self, run: Run, call: Call, asked) -> Tensor:
@@ -45,6 +48,7 @@ class GScoreCAM(ScoreCAM):
         gradients = record(self.model, [call.layer], run.record.input_tensor, scores).gradients[call.layer][call.index]
         each = [run.lay(call.layer, tree_map_only(Tensor, lambda t: t[question], gradients)) for question in range(len(asked))]
         strength = torch.stack(each).flatten(3).mean(-1)
-        if self.absolute: strength = strength.abs()
+        if self.absolute:
+            strength = strength.abs()
         top = strength.topk(min(self.k, strength.shape[-1])).indices
         return super().chosen(run, call, asked) & torch.zeros_like(strength, dtype=torch.bool).scatter(-1, top, True)

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ..engine.record import record
 from ..engine.inputs import check_input
+from ..engine.record import record
 from ..engine.visit import FromInput, unwrap
 from ..targets.resolve import resolve_targets, total_score
 
@@ -24,16 +24,21 @@ class _GuidedReLU(torch.autograd.Function):
         return given.clamp(min=0)
 
     @staticmethod
-    def backward(ctx, gradient): return gradient.clamp(min=0) * ctx.saved_tensors[0]
+    def backward(ctx, gradient):
+        return gradient.clamp(min=0) * ctx.saved_tensors[0]
+
 
 _IN_PLACE = {torch.relu_, Tensor.relu_}
 _RELUS = _IN_PLACE | {F.relu, torch.relu, Tensor.relu}
 
+
 class _Guided(TorchFunctionMode):
     "Every ReLU call of this thread is guided."
+
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if function not in _RELUS: return function(*args, **kwargs)
+        if function not in _RELUS:
+            return function(*args, **kwargs)
         given, *inplace = *args, *kwargs.values()
         guided = _GuidedReLU.apply(given)
         return given.copy_(guided) if function in _IN_PLACE or any(inplace) else guided
@@ -46,23 +51,28 @@ class GuidedBackpropReLUModel:
     [arXiv 1412.6806](https://arxiv.org/abs/1412.6806). Cost: one run of the model and one backward pass to the input.
     Other activation functions (SiLU, GELU, leaky ReLU) and ReLUs inside TorchScript keep their own gradient.
     """
+
     kind = "input gradient"
     paper, cost = "Springenberg et al., 2015, arXiv 1412.6806", "1 forward, 1 backward to the input"
 
-    def __init__(self,
+    def __init__(
+        self,
         model: nn.Module,  # left exactly as it was found
         device=None,  # where the pictures are moved to; left out: they stay where they are
     ):
         self.model, self.device = unwrap(model), device
 
-    def __call__(self,
+    def __call__(
+        self,
         input_img: Tensor,  # `B × C × spatial`
         target_category=None,  # as a method's `targets`: None (each picture's top class), an int, ints, a callable, or callables
     ) -> Tensor:  # the guided gradient, of the input's shape, any sign
         "The guided gradient at the input."
-        if not isinstance(input_img, Tensor): raise TypeError(f"input_img: expected a tensor, got {type(input_img).__name__}")
+        if not isinstance(input_img, Tensor):
+            raise TypeError(f"input_img: expected a tensor, got {type(input_img).__name__}")
         batch, whole = check_input(input_img), FromInput(self.model)
         score = lambda output: total_score(resolve_targets(target_category, output, batch), output)
-        with _Guided(): r = record(whole, [whole.input], input_img.to(self.device), score)
+        with _Guided():
+            r = record(whole, [whole.input], input_img.to(self.device), score)
         (gradients,), _ = r.gradients[whole.input][0]
         return gradients

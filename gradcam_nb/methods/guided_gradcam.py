@@ -18,10 +18,12 @@ class GuidedGradCAM:
     Selvaraju et al., *Grad-CAM: Visual Explanations from Deep Networks via Gradient-based Localization*, ICCV 2017,
     [arXiv 1610.02391](https://arxiv.org/abs/1610.02391). Cost: that of the heat map, one more run of the model, and one backward pass to the input.
     """
+
     kind = "input gradient"
     paper, cost = "Selvaraju et al., 2017, arXiv 1610.02391", "2 forward, 1 backward behind the layer, 1 to the input"
 
-    def __init__(self,
+    def __init__(
+        self,
         model: nn.Module,  # left exactly as it was found
         target_layers=None,  # as for `GradCAM`
         reshape_transform=None,  # as for `GradCAM`
@@ -32,9 +34,11 @@ class GuidedGradCAM:
         self.cam, self.guided = base_method(model, target_layers, reshape_transform, batch_size=batch_size), GuidedBackpropReLUModel(model)
 
     @property
-    def outputs(self): return self.cam.outputs
+    def outputs(self):
+        return self.cam.outputs
 
-    def __call__(self,
+    def __call__(
+        self,
         input_tensor: Tensor,  # `B × C × spatial`
         targets=None,  # as for `GradCAM`; None: each picture's top class
         **how,  # as for the heat map's method: `aug_smooth`, `eigen_smooth`, `fusion`

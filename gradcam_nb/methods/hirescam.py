@@ -17,7 +17,9 @@ class HiResCAM(BaseCAM):
     Draelos and Carin, *Use HiResCAM instead of Grad-CAM for faithful explanations of convolutional neural networks*, 2020,
     [arXiv 2011.08891](https://arxiv.org/abs/2011.08891). Cost: one run of the model, and the backward pass behind the layer.
     """
+
     kind = "one gradient"
     paper, cost = "Draelos and Carin, 2020, arXiv 2011.08891", "1 forward, 1 backward behind the layer"
 
-    def get_cam_weights(self, activations: Tensor, gradients: Tensor) -> Tensor: return gradients
+    def get_cam_weights(self, activations: Tensor, gradients: Tensor) -> Tensor:
+        return gradients

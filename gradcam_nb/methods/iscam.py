@@ -21,10 +21,12 @@ class ISCAM(ScoreCAM):
     Naidu et al., *IS-CAM: Integrated Score-CAM for axiomatic-based explanations*, 2020,
     [arXiv 2010.03023](https://arxiv.org/abs/2010.03023). Cost: `steps` - 1 runs of the model for each channel that is not constant.
     """
+
     kind = "perturbation"
     paper, cost = "Naidu et al., 2020, arXiv 2010.03023", "9 forwards a channel"
 
-    def __init__(self,
+    def __init__(
+        self,
         model,  # as for all methods
         target_layers=None,  # as for all methods
         reshape_transform=None,  # as for all methods
@@ -34,8 +36,10 @@ class ISCAM(ScoreCAM):
         **how,  # `form`, `batch_size`, `progress`
     ):
         super().__init__(model, target_layers, reshape_transform, **how)
-        if path not in ("paper", "straight"): raise ValueError(f"path: got {path!r}; pass 'paper' or 'straight'")
-        if steps < 2: raise ValueError(f"steps: got {steps}; pass 2 or more")
+        if path not in ("paper", "straight"):
+            raise ValueError(f"path: got {path!r}; pass 'paper' or 'straight'")
+        if steps < 2:
+            raise ValueError(f"steps: got {steps}; pass 2 or more")
         step = torch.arange(1, steps + 1) / steps
         self.brightness = step[:-1].cumsum(0) if path == "paper" else step
         self.steps, self.variants = steps, len(self.brightness)
@@ -44,4 +48,5 @@ class ISCAM(ScoreCAM):
         brightness = self.brightness.to(call.activations).view(-1, *[1] * len(run.size))
         return lambda masks, which: masks * brightness[which]
 
-    def pool(self, scores: Tensor) -> Tensor: return scores.sum(-1) / self.steps
+    def pool(self, scores: Tensor) -> Tensor:
+        return scores.sum(-1) / self.steps

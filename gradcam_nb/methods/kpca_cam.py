@@ -20,28 +20,35 @@ class KPCA_CAM(BaseCAM):
     [arXiv 2410.00267](https://arxiv.org/abs/2410.00267). Cost: one run of the model, no gradient; the eigenvectors of
     a matrix of places × places. The same map for every target.
     """
+
     uses_gradients = uses_targets = False
     kind = "no gradient"
     paper, cost = "Karmani et al., 2024, arXiv 2410.00267", "1 forward, eigenvectors of places × places"
 
-    def __init__(self, *args,  # as for every method
+    def __init__(
+        self,
+        *args,  # as for every method
         kernel: str = "sigmoid",  # "sigmoid", "rbf" or "linear"
         gamma: float | None = None,  # how fast the kernel bends; left out: 1 / channels
         **options,  # as for every method
     ):
         super().__init__(*args, **options)
-        if kernel not in ("sigmoid", "rbf", "linear"): raise ValueError(f"kernel: got {kernel!r}; pass 'sigmoid', 'rbf' or 'linear'")
+        if kernel not in ("sigmoid", "rbf", "linear"):
+            raise ValueError(f"kernel: got {kernel!r}; pass 'sigmoid', 'rbf' or 'linear'")
         self.kernel, self.gamma = kernel, gamma
 
-    def get_weighted_activations(self, activations: Tensor, gradients: Tensor | None) -> Tensor: return activations
+    def get_weighted_activations(self, activations: Tensor, gradients: Tensor | None) -> Tensor:
+        return activations
 
     def get_cam_image(self, activations: Tensor, gradients: Tensor | None) -> Tensor:
         rows = activations.flatten(2).mT
         # Kernel values are often all close to one another: float32 would lose what centring leaves of them.
         rows = (rows - rows.mean(1, keepdim=True)).double()
         gamma = self.gamma if self.gamma is not None else 1 / rows.shape[2]
-        if self.kernel == "rbf": alike = torch.exp(-gamma * torch.cdist(rows, rows).square())
-        else: alike = rows @ rows.mT if self.kernel == "linear" else torch.tanh(gamma * rows @ rows.mT + 1)
+        if self.kernel == "rbf":
+            alike = torch.exp(-gamma * torch.cdist(rows, rows).square())
+        else:
+            alike = rows @ rows.mT if self.kernel == "linear" else torch.tanh(gamma * rows @ rows.mT + 1)
         alike = alike - alike.mean(1, keepdim=True) - alike.mean(2, keepdim=True) + alike.mean((1, 2), keepdim=True)
         values, vectors = torch.linalg.eigh(alike)
         flat = vectors[..., -1] * values[:, -1:].clamp(min=0).sqrt()

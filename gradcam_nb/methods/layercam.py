@@ -19,7 +19,8 @@ def scale(
     gamma: float = 2,  # how much weak places are lifted
 ) -> Tensor:  # `B × spatial`, in [0, tanh(gamma)]
     "The paper's scaling of a shallow layer's maps, before they are fused with a deep layer's."
-    if gamma <= 0: raise ValueError(f"scale: got gamma={gamma}; pass a positive number")
+    if gamma <= 0:
+        raise ValueError(f"scale: got gamma={gamma}; pass a positive number")
     return torch.tanh(gamma * normalize(maps))
 
 # %% ../../nbs/methods/layercam.ipynb #12
@@ -29,14 +30,17 @@ class LayerCAM(BaseCAM):
     Jiang et al., *LayerCAM: Exploring Hierarchical Class Activation Maps for Localization*, IEEE TIP 2021,
     [10.1109/TIP.2021.3089943](https://doi.org/10.1109/TIP.2021.3089943). Cost: one run of the model, and the backward pass behind the first layer.
     """
+
     kind = "one gradient"
     paper, cost = "Jiang et al., 2021, IEEE TIP 10.1109/TIP.2021.3089943", "1 forward, 1 backward behind the layer"
 
-    def get_cam_weights(self, activations: Tensor, gradients: Tensor) -> Tensor: return gradients.relu()
+    def get_cam_weights(self, activations: Tensor, gradients: Tensor) -> Tensor:
+        return gradients.relu()
 
     def draw(self, run: Run, *, eigen_smooth: bool = False, fusion: str = "mean") -> Tensor:
         "The heat maps of a run, those of the finer layers scaled."
-        if len(run.layers) == 1 or fusion in ("none", "sum"): return super().draw(run, eigen_smooth=eigen_smooth, fusion=fusion)
+        if len(run.layers) == 1 or fusion in ("none", "sum"):
+            return super().draw(run, eigen_smooth=eigen_smooth, fusion=fusion)
         raw = [[self.get_layer_map(run, call, eigen_smooth) for call in run.calls(layer)] for layer in run.layers]
         places = [maps[0][0].numel() for maps in raw]
         heats = [finish(maps, run.size, fusion, run.threshold) for maps in raw]

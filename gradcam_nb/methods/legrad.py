@@ -18,11 +18,13 @@ class LeGrad(AttentionCAM):
     ICCV 2025, [arXiv 2404.03214](https://arxiv.org/abs/2404.03214). Cost: one run of the model; for each layer what lies
     before the first block and behind the last once more, and a backward pass through one block.
     """
+
     each_layer = True
     kind = "attention"
     paper, cost = "Bousselham et al., 2025, arXiv 2404.03214", "1 forward, 1 backward through a block for each layer"
 
-    def __init__(self,
+    def __init__(
+        self,
         model,  # a transformer
         target_layers=None,  # has no effect: see `last_layers`
         reshape_transform=None,  # as for `AttentionCAM`
@@ -32,9 +34,10 @@ class LeGrad(AttentionCAM):
         **how,  # `batch_size`, `read_out`
     ):
         super().__init__(model, target_layers, reshape_transform, **how)
-        if last_layers is not None and last_layers < 1: raise ValueError(f"last_layers: got {last_layers}; pass 1 or more, or leave it out")
+        if last_layers is not None and last_layers < 1:
+            raise ValueError(f"last_layers: got {last_layers}; pass 1 or more, or leave it out")
         self.mean_tokens, self.last_layers = mean_tokens, last_layers
 
     def get_patch_map(self, layers: list, prefix: int) -> Tensor:
-        counts = sum(layer.gradient.float().clamp(min=0).mean((1, 2)) for layer in layers[-(self.last_layers or 0):])[:, prefix:]
+        counts = sum(layer.gradient.float().clamp(min=0).mean((1, 2)) for layer in layers[-(self.last_layers or 0) :])[:, prefix:]
         return counts - counts.amin(1, keepdim=True)

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from ..core.cam import combine, weigh
 from ..core.heatmap import resize, stretch
-from ..engine.batches import in_batches
 from ..core.perturbation import PerturbationCAM, masked
-from ..engine.record import record
-from ..engine.inputs import call_model
 from ..core.run import Call, Run
+from ..engine.batches import in_batches
+from ..engine.inputs import call_model
+from ..engine.record import record
 from ..engine.visit import evaluating
 from ..targets.resolve import each_score
 
@@ -38,29 +38,44 @@ class OptiCAM(PerturbationCAM):
     [arXiv 2301.07002](https://arxiv.org/abs/2301.07002). Cost: `iterations` runs forward and backward through the model.
     Raises `ValueError` for options out of range, a score without a gradient, and `eigen_smooth`.
     """
+
     kind = "perturbation"
     paper, cost = "Zhang et al., 2023, arXiv 2301.07002", "100 forward, 100 backward to the input (iterations)"
 
-    def __init__(self, model, target_layers=None, reshape_transform=None, *,
+    def __init__(
+        self,
+        model,
+        target_layers=None,
+        reshape_transform=None,
+        *,
         iterations: int = 100,
-        lr: float = .1,  # Adam's step
+        lr: float = 0.1,  # Adam's step
         objective: str = "mask",  # "mask": the highest score; "difference": the score of the whole picture
         batch_size: int = 1,  # pictures at once; more are quicker on a GPU, but their rounding differs, and the descent feels it
         progress: bool = True,  # a bar, and a word beforehand where it takes more than ten seconds
     ):
         super().__init__(model, target_layers, reshape_transform, batch_size=batch_size, progress=progress)
-        if iterations < 0: raise ValueError(f"iterations: got {iterations}; pass 0 or more")
-        if objective not in ("mask", "difference"): raise ValueError(f"objective: got {objective!r}; pass 'mask' or 'difference'")
+        if iterations < 0:
+            raise ValueError(f"iterations: got {iterations}; pass 0 or more")
+        if objective not in ("mask", "difference"):
+            raise ValueError(f"objective: got {objective!r}; pass 'mask' or 'difference'")
         self.iterations, self.lr, self.objective = iterations, lr, objective
 
-    def get_layer_maps(self, run: Run, call: Call, asked: Sequence[Sequence], eigen_smooth: bool = False) -> Tensor:  # `K × B × spatial` of the input
+    def get_layer_maps(
+        self, run: Run, call: Call, asked: Sequence[Sequence], eigen_smooth: bool = False
+    ) -> Tensor:  # `K × B × spatial` of the input
         "The best masks found, of the picture's size."
-        if eigen_smooth: raise ValueError(f"eigen_smooth: {type(self).__name__} weighs the channels of a sum; leave it out")
+        if eigen_smooth:
+            raise ValueError(f"eigen_smooth: {type(self).__name__} weighs the channels of a sum; leave it out")
         rows = [(targets[picture], picture) for targets in asked for picture in range(run.batch)]
-        some = [rows[i:i + self.batch_size] for i in range(0, len(rows), self.batch_size)]
-        passes = in_batches(self.iterations * len(some), 1, type(self).__name__, seconds=3 * self.seconds * len(some[0]), progress=self.progress)
+        some = [rows[i : i + self.batch_size] for i in range(0, len(rows), self.batch_size)]
+        passes = in_batches(
+            self.iterations * len(some), 1, type(self).__name__, seconds=3 * self.seconds * len(some[0]), progress=self.progress
+        )
         with torch.inference_mode(False), torch.enable_grad(), evaluating(run.record.model), closing(passes):
-            return torch.cat([self.optimize(run, call, *map(list, zip(*part)), passes) for part in some]).unflatten(0, (len(asked), run.batch))
+            return torch.cat([self.optimize(run, call, *map(list, zip(*part)), passes) for part in some]).unflatten(
+                0, (len(asked), run.batch)
+            )
 
     def optimize(self, run, call, targets, pictures, passes):
         inputs = run.record.input_tensor
@@ -68,11 +83,13 @@ class OptiCAM(PerturbationCAM):
         u = A.new_zeros(A.shape[:2]).requires_grad_()
         mask = lambda: stretch(resize(combine(weigh(A, u.softmax(1))), run.size))
         score = lambda masks: each_score(targets, call_model(run.record.model, masked(inputs, pictures, masks))).float()
-        with torch.no_grad(): whole = score(A.new_ones(len(A), *run.size)) if self.objective == "difference" else None
+        with torch.no_grad():
+            whole = score(A.new_ones(len(A), *run.size)) if self.objective == "difference" else None
         adam = torch.optim.Adam([u], lr=self.lr)
         for _ in zip(range(self.iterations), passes):
             scores = score(mask())
-            if not scores.requires_grad: raise ValueError("targets: the score has no gradient; pass a target that is computed from the model's output")
-            u.grad, = torch.autograd.grad((-scores if whole is None else (whole - scores).abs()).sum(), u)
+            if not scores.requires_grad:
+                raise ValueError("targets: the score has no gradient; pass a target that is computed from the model's output")
+            (u.grad,) = torch.autograd.grad((-scores if whole is None else (whole - scores).abs()).sum(), u)
             adam.step()
         return mask().detach()

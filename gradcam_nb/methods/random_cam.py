@@ -17,11 +17,13 @@ class RandomCAM(BaseCAM):
 
     From Gildenblat's [pytorch-grad-cam](https://github.com/jacobgil/pytorch-grad-cam); there is no paper. Cost: one run of the model.
     """
+
     uses_gradients = uses_targets = False
     kind = "yardstick"
     paper, cost = "Gildenblat, 2022, pytorch-grad-cam (no paper)", "1 forward"
 
-    def __init__(self,
+    def __init__(
+        self,
         model,  # as for all methods
         target_layers=None,  # as for all methods
         reshape_transform=None,  # as for all methods

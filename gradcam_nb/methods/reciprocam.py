@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from ..core.perturbation import PerturbationCAM
-from ..engine.record import Record, record
 from ..core.run import Call, Run
 from ..core.variants import elements, scores_behind
+from ..engine.record import Record, record
 from ..targets.softmax import as_probability
 
 # %% ../../nbs/methods/reciprocam.ipynb #09
@@ -21,7 +21,7 @@ def _around(places, spatial, reach):
     masks = torch.ones(len(places), 1, device=places.device)
     for at, length in zip(torch.unravel_index(places, spatial), spatial):
         distance = (at[:, None] - torch.arange(length, device=at.device)).abs()
-        masks = (masks[..., None] * (reach - distance).clamp(min=0)[:, None] / reach ** 2).flatten(1)
+        masks = (masks[..., None] * (reach - distance).clamp(min=0)[:, None] / reach**2).flatten(1)
     return masks
 
 # %% ../../nbs/methods/reciprocam.ipynb #10
@@ -32,11 +32,13 @@ class ReciproCAM(PerturbationCAM):
     [arXiv 2209.14074](https://arxiv.org/abs/2209.14074); for transformers *ViT-ReciproCAM*, 2023, [arXiv 2310.02588](https://arxiv.org/abs/2310.02588).
     Cost: one run of the model, and what lies behind the layer once for each place.
     """
+
     kind = "perturbation"
     paper, cost = "Byun & Lee, 2022, arXiv 2209.14074", "1 forward, 1 behind the layer a place"
     most_rows = 64
 
-    def __init__(self,
+    def __init__(
+        self,
         model,  # as for all methods
         target_layers=None,  # as for all methods
         reshape_transform=None,  # as for all methods; may move numbers, not compute
@@ -46,23 +48,32 @@ class ReciproCAM(PerturbationCAM):
         **how,  # `batch_size`, `progress`
     ):
         super().__init__(model, target_layers, reshape_transform, **how)
-        if form not in ("probability", "score"): raise ValueError(f"form: got {form!r}; pass 'probability' or 'score'")
+        if form not in ("probability", "score"):
+            raise ValueError(f"form: got {form!r}; pass 'probability' or 'score'")
         self.gaussian, self.form = gaussian, form
 
-    def record(self, input_tensor, score) -> Record: return record(self.model, self.target_layers, input_tensor, replayable=True)
+    def record(self, input_tensor, score) -> Record:
+        return record(self.model, self.target_layers, input_tensor, replayable=True)
 
     def get_layer_maps(self, run: Run, call: Call, asked, eigen_smooth: bool = False) -> Tensor:
-        if eigen_smooth: raise ValueError(f"eigen_smooth: {type(self).__name__} weighs no channels; leave it out")
+        if eigen_smooth:
+            raise ValueError(f"eigen_smooth: {type(self).__name__} weighs no channels; leave it out")
         index = elements(run, call)
-        if index is None: raise ValueError(f"reshape_transform: of {run.name(call.layer)!r} the map's numbers are computed, not moved, so no place can be left alone; pass one that only moves and picks")
-        if self.form == "probability": asked = [[as_probability(target) for target in targets] for targets in asked]
+        if index is None:
+            raise ValueError(
+                f"reshape_transform: of {run.name(call.layer)!r} the map's numbers are computed, not moved, so no place can be left alone; pass one that only moves and picks"
+            )
+        if self.form == "probability":
+            asked = [[as_probability(target) for target in targets] for targets in asked]
         values, spatial = call.activations.flatten(2), call.activations.shape[2:]
 
         def alone(picture, part):
             masks = _around(torch.arange(part.start, part.stop, device=values.device), spatial, 1 + self.gaussian)
             return index.flatten().expand(len(masks), -1), (values[picture] * masks[:, None]).flatten(1)
 
-        scores = scores_behind(run, call, asked, values.shape[2], alone, batch_size=self.batch_size, label=type(self).__name__, progress=self.progress)
+        scores = scores_behind(
+            run, call, asked, values.shape[2], alone, batch_size=self.batch_size, label=type(self).__name__, progress=self.progress
+        )
         maps = scores - scores.amin(-1, keepdim=True)
         # Where no place changes more than rounding does, the score does not depend on the layer.
         return maps.where(maps.amax(-1, keepdim=True) > 1e-5 * scores.abs().amax(-1, keepdim=True), 0).unflatten(-1, spatial)

@@ -19,10 +19,18 @@ from ..targets.resolve import first_score
 def _stages(model, input_tensor, score):
     "The last layer of each resolution that the score depends on, shallow to deep."
     deepest = suggest_layer(model, input_tensor, score)
-    finer = [layer for layer in list_layers(model, input_tensor) if layer.grid and torch.Size(layer.grid).numel() > torch.Size(deepest.grid).numel()]
+    finer = [
+        layer
+        for layer in list_layers(model, input_tensor)
+        if layer.grid and torch.Size(layer.grid).numel() > torch.Size(deepest.grid).numel()
+    ]
     # A block ends with what it says; its last part may be a norm that still waits for its ReLU.
     last = {layer.grid: layer for layer in finer} | {layer.grid: layer for layer in finer if any(True for _ in layer.module.children())}
-    return [layer.module for layer in live_layers(model, list(last.values()), input_tensor, score)] + [deepest.module] if last else [deepest.module]
+    return (
+        [layer.module for layer in live_layers(model, list(last.values()), input_tensor, score)] + [deepest.module]
+        if last
+        else [deepest.module]
+    )
 
 # %% ../../nbs/methods/refinecam.ipynb #10
 class RefineCAM(BaseCAM):
@@ -31,10 +39,12 @@ class RefineCAM(BaseCAM):
     Domeniconi et al., *How to Evaluate and Refine your CAM*, ICPR 2026,
     [arXiv 2605.14641](https://arxiv.org/abs/2605.14641). Cost: that of the base method with all the layers, in one run.
     """
+
     kind = "one gradient"
     paper, cost = "Domeniconi et al., 2026, arXiv 2605.14641", "the base method's, with several layers"
 
-    def __init__(self,
+    def __init__(
+        self,
         model: nn.Module,  # left exactly as it was found
         target_layers=None,  # modules or names; left out: the last layer of each resolution
         reshape_transform=None,  # a layer's output -> `B × C × spatial`; left out: found from the shapes
@@ -47,10 +57,12 @@ class RefineCAM(BaseCAM):
         self.base = base_method(model, target_layers, reshape_transform, batch_size=batch_size, **options)
 
     @property
-    def uses_gradients(self): return self.base.uses_gradients
+    def uses_gradients(self):
+        return self.base.uses_gradients
 
     @property
-    def uses_targets(self): return self.base.uses_targets
+    def uses_targets(self):
+        return self.base.uses_targets
 
     def __call__(self, input_tensor, targets=None, *, aug_smooth=False, fusion: str = "product", **how) -> Tensor:
         "The heat map of each picture, as with any method."

@@ -21,11 +21,13 @@ from ..targets.softmax import find_score
 # %% ../../nbs/methods/rise.ipynb #10
 class RandomMasks:
     "Random masks, made when they are asked for: `masks[i:j]` is `j - i × size`, float32, in [0, 1]."
-    def __init__(self,
+
+    def __init__(
+        self,
         n: int,
         size: Sequence[int],  # the input's spatial size
         cells: int = 7,  # cells of the grid along each axis
-        keep: float = .5,  # how likely a cell is seen
+        keep: float = 0.5,  # how likely a cell is seen
         seed: int = 0,
         device="cpu",  # where the masks are made; they are the same on every one
     ):
@@ -42,11 +44,13 @@ class RandomMasks:
 # %% ../../nbs/methods/rise.ipynb #13
 class _BlackBox(nn.Module):
     "Anything that can be called, as a module."
+
     def __init__(self, ask):
         super().__init__()
         self.ask = ask
 
-    def forward(self, *args, **kwargs): return self.ask(*args, **kwargs)
+    def forward(self, *args, **kwargs):
+        return self.ask(*args, **kwargs)
 
 # %% ../../nbs/methods/rise.ipynb #14
 class RISE(PerturbationCAM):
@@ -57,30 +61,37 @@ class RISE(PerturbationCAM):
     targets from the same runs. There is no layer: `target_layers` and `reshape_transform` are ignored.
     Raises `ValueError` for options out of range and for `eigen_smooth`.
     """
+
     kind = "perturbation"
     paper, cost = "Petsiuk et al., 2018, arXiv 1806.07421", "4,000 forward (n_masks)"
 
-    def __init__(self,
+    def __init__(
+        self,
         model: Callable,  # a module, or anything that can be called with the input
         target_layers=None,  # ignored
         reshape_transform=None,  # ignored
         *,
         n_masks: int = 4000,  # more masks, less noise
         cells: int = 7,  # of the masks' grid, along each axis
-        keep: float = .5,  # how likely a cell is seen
+        keep: float = 0.5,  # how likely a cell is seen
         score: str = "softmax",  # what a class as target means: "softmax", "sigmoid", or "raw" for the model's own number
         centred: bool = False,  # show what raises the score above its mean, not the whole range of the map
         seed: int = 0,  # of the masks; each picture of a batch sees the same
         batch_size: int | None = None,  # rows a pass; left out: what fits
         progress: bool = True,  # a bar, and a word beforehand where it takes more than ten seconds
     ):
-        super().__init__(_BlackBox(model) if callable(model) and not isinstance(model, nn.Module) else model, batch_size=batch_size, progress=progress)
-        if n_masks < 1 or cells < 1: raise ValueError(f"n_masks, cells: got {n_masks} and {cells}; pass 1 or more")
-        if not 0 < keep < 1: raise ValueError(f"keep: got {keep}; pass a probability between 0 and 1, such as 0.5")
+        super().__init__(
+            _BlackBox(model) if callable(model) and not isinstance(model, nn.Module) else model, batch_size=batch_size, progress=progress
+        )
+        if n_masks < 1 or cells < 1:
+            raise ValueError(f"n_masks, cells: got {n_masks} and {cells}; pass 1 or more")
+        if not 0 < keep < 1:
+            raise ValueError(f"keep: got {keep}; pass a probability between 0 and 1, such as 0.5")
         self.target_layers, self.as_score, self.centred = [], find_score(score), centred
         self.n_masks, self.cells, self.keep, self.seed = n_masks, cells, keep, seed
 
-    def get_maps(self,
+    def get_maps(
+        self,
         run: Run,
         asked: Sequence[Sequence],  # `K` questions, each a target for each picture
     ) -> Tensor:  # the expected score where a place is seen (less its mean, if `centred`), `K × B × spatial`
@@ -91,8 +102,8 @@ class RISE(PerturbationCAM):
         def of_rows(part):
             # The pictures take turns under each mask, so that a batch needs few masks.
             first = part.start // run.batch
-            made = masks[first:-(-part.stop // run.batch)].repeat_interleave(run.batch, 0)
-            return made[part.start - first * run.batch:][:part.stop - part.start]
+            made = masks[first : -(-part.stop // run.batch)].repeat_interleave(run.batch, 0)
+            return made[part.start - first * run.batch :][: part.stop - part.start]
 
         pictures = list(range(run.batch)) * self.n_masks
         scores = self.ask(run, asked, pictures, of_rows).unflatten(1, (self.n_masks, run.batch))
@@ -103,14 +114,22 @@ class RISE(PerturbationCAM):
         with torch.autocast(weights.device.type, enabled=False):
             return sum(torch.einsum("knb,n...->kb...", weights[:, part], masks[part]) for part in some) / (self.n_masks * self.keep)
 
-    def get_heats(self, run: Run, asked: Sequence[Sequence], eigen_smooth: bool = False, fusion: str = "mean") -> Tensor:  # heat maps, `K × B × spatial`
+    def get_heats(
+        self, run: Run, asked: Sequence[Sequence], eigen_smooth: bool = False, fusion: str = "mean"
+    ) -> Tensor:  # heat maps, `K × B × spatial`
         "What is drawn of the maps."
-        if eigen_smooth: raise ValueError(f"eigen_smooth: {type(self).__name__} has no channels to find a component of; leave it out")
+        if eigen_smooth:
+            raise ValueError(f"eigen_smooth: {type(self).__name__} has no channels to find a component of; leave it out")
         maps = self.get_maps(run, asked).flatten(0, 1)
-        if not self.centred: maps = maps - maps.flatten(1).amin(1).reshape(-1, *[1] * (maps.ndim - 1))
+        if not self.centred:
+            maps = maps - maps.flatten(1).amin(1).reshape(-1, *[1] * (maps.ndim - 1))
         heats = normalize(positive(maps, run.threshold)).unflatten(0, (len(asked), run.batch))
         blank = (heats.flatten(2).amax(2) == 0).any(0).nonzero().flatten().tolist()
-        if blank: warnings.warn(f"blank heat map for picture {blank}: its score is the same under every mask, or falls wherever more is seen", stacklevel=4)
+        if blank:
+            warnings.warn(
+                f"blank heat map for picture {blank}: its score is the same under every mask, or falls wherever more is seen", stacklevel=4
+            )
         return heats
 
-    def draw(self, run: Run, *, eigen_smooth: bool = False, fusion: str = "mean") -> Tensor: return self.get_heats(run, [run.targets], eigen_smooth)[0]
+    def draw(self, run: Run, *, eigen_smooth: bool = False, fusion: str = "mean") -> Tensor:
+        return self.get_heats(run, [run.targets], eigen_smooth)[0]

@@ -23,11 +23,13 @@ class ScoreCAM(PerturbationCAM):
     Wang et al., *Score-CAM: Score-Weighted Visual Explanations for Convolutional Neural Networks*, CVPR workshops 2020,
     [arXiv 1910.01279](https://arxiv.org/abs/1910.01279). Cost: a run of the model for each channel that is not constant.
     """
+
     kind = "perturbation"
     paper, cost = "Wang et al., 2020, arXiv 1910.01279", "1 forward a channel"
     variants = 1  # of each mask
 
-    def __init__(self,
+    def __init__(
+        self,
         model,  # as for all methods
         target_layers=None,  # as for all methods
         reshape_transform=None,  # as for all methods
@@ -36,7 +38,8 @@ class ScoreCAM(PerturbationCAM):
         **how,  # `batch_size`, `progress`
     ):
         super().__init__(model, target_layers, reshape_transform, **how)
-        if form not in ("increase", "probability"): raise ValueError(f"form: got {form!r}; pass 'increase' or 'probability'")
+        if form not in ("increase", "probability"):
+            raise ValueError(f"form: got {form!r}; pass 'increase' or 'probability'")
         self.form = form
 
     def chosen(self, run: Run, call: Call, asked) -> Tensor:  # `K × B × C`
@@ -53,7 +56,8 @@ class ScoreCAM(PerturbationCAM):
         return scores.mean(-1)
 
     def get_channel_weights(self, run: Run, call: Call, asked) -> Tensor:
-        if self.form == "probability": asked = [[as_probability(target) for target in targets] for targets in asked]
+        if self.form == "probability":
+            asked = [[as_probability(target) for target in targets] for targets in asked]
         chosen = self.chosen(run, call, asked)
         pictures, channels = chosen.any(0).nonzero(as_tuple=True)
         vary = self.variation(run, call)
@@ -67,5 +71,6 @@ class ScoreCAM(PerturbationCAM):
         answers = self.ask(run, asked, pictures.repeat_interleave(self.variants).tolist(), masks)
         scores = torch.full(chosen.shape, -torch.inf, device=chosen.device)
         scores[:, pictures, channels] = self.pool(answers.to(scores).unflatten(1, (-1, self.variants)))
-        if self.form == "increase": scores = scores.where(chosen, -torch.inf).softmax(-1)
+        if self.form == "increase":
+            scores = scores.where(chosen, -torch.inf).softmax(-1)
         return scores.where(chosen, 0)

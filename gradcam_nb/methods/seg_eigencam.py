@@ -19,10 +19,12 @@ class SegEigenCAM(BaseCAM):
     Chung & Ying, *Seg-Eigen-CAM: Eigen-Value-Based Visual Explanations for Semantic Segmentation Models*, Applied Sciences
     15(13), 2025, [doi 10.3390/app15137562](https://doi.org/10.3390/app15137562). Cost: one run of the model, and the backward pass behind the layer.
     """
+
     kind = "one gradient"
     paper, cost = "Chung & Ying, 2025, doi 10.3390/app15137562", "1 forward, 1 backward behind the layer"
 
-    def get_cam_weights(self, activations: Tensor, gradients: Tensor) -> Tensor: return gradients.abs()
+    def get_cam_weights(self, activations: Tensor, gradients: Tensor) -> Tensor:
+        return gradients.abs()
 
     def get_cam_image(self, activations: Tensor, gradients: Tensor) -> Tensor:
         component = first_component(self.get_weighted_activations(activations, gradients))

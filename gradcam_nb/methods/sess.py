@@ -19,12 +19,11 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map, tree_map_only
 
 from ..core.heatmap import normalize, resize, stretch
-from ..engine.batches import in_batches
 from ..core.perturbation import PerturbationCAM
-from ..engine.inputs import call_model
 from ..core.run import Run
+from ..engine.batches import in_batches
+from ..engine.inputs import call_model, places
 from ..engine.visit import evaluating
-from ..engine.inputs import places
 from .gradcam import GradCAM
 from ..targets.resolve import each_score, resolve_targets
 from ..targets.softmax import find_score
@@ -47,27 +46,43 @@ def windows(
 # %% ../../nbs/methods/sess.ipynb #11
 class _Patches:
     "Patches, cut when they are asked for; of all the enlarged pictures one is kept at a time."
-    def __init__(self, *of): (self.inputs, self.size, self.window, self.where), self.kept = of, (None, None)
+
+    def __init__(self, *of):
+        (self.inputs, self.size, self.window, self.where), self.kept = of, (None, None)
 
     def enlarged(self, picture, scaled):
         def one(t):
-            if not t.ndim or places(t) != self.size: return t
-            if tuple(t.shape[2:]) != self.size: raise ValueError("input_tensor: SESS does not enlarge films, whose frames stand before their channels; pass B × C × spatial")
-            if scaled == self.size: return t.detach()
+            if not t.ndim or places(t) != self.size:
+                return t
+            if tuple(t.shape[2:]) != self.size:
+                raise ValueError(
+                    "input_tensor: SESS does not enlarge films, whose frames stand before their channels; pass B × C × spatial"
+                )
+            if scaled == self.size:
+                return t.detach()
             # Where a picture becomes smaller, the two-dimensional way can look at more than the nearest pixels.
-            return F.interpolate(t.detach().to(torch.promote_types(t.dtype, torch.float32)), size=scaled, mode=("linear", "bilinear", "trilinear")[len(scaled) - 1], antialias=len(scaled) == 2).to(t.dtype)
-        if isinstance(self.inputs, list): return one(self.inputs[picture][None])
-        return tree_map_only(Tensor, lambda t: one(t[picture:picture + 1] if t.ndim else t), self.inputs)
+            return F.interpolate(
+                t.detach().to(torch.promote_types(t.dtype, torch.float32)),
+                size=scaled,
+                mode=("linear", "bilinear", "trilinear")[len(scaled) - 1],
+                antialias=len(scaled) == 2,
+            ).to(t.dtype)
+
+        if isinstance(self.inputs, list):
+            return one(self.inputs[picture][None])
+        return tree_map_only(Tensor, lambda t: one(t[picture : picture + 1] if t.ndim else t), self.inputs)
 
     def cut(self, picture, i):
         scaled, index = self.where[i]
-        if self.kept[0] != (picture, scaled): self.kept = (picture, scaled), self.enlarged(picture, scaled)
+        if self.kept[0] != (picture, scaled):
+            self.kept = (picture, scaled), self.enlarged(picture, scaled)
         return tree_map_only(Tensor, lambda t: t[index] if t.ndim > 2 and places(t) == scaled else t, self.kept[1])
 
     def __call__(self, rows):
         "What the model is given of some (picture, patch)."
         cuts = [self.cut(*row) for row in rows]
-        if isinstance(self.inputs, list): return [cut[0] for cut in cuts]
+        if isinstance(self.inputs, list):
+            return [cut[0] for cut in cuts]
         return tree_map(lambda *parts: torch.cat(parts) if isinstance(parts[0], Tensor) and parts[0].ndim else parts[0], *cuts)
 
     def lay(self, maps, i):
@@ -77,17 +92,20 @@ class _Patches:
         whole[index] = maps
         return resize(whole, self.size)
 
+
 _quiet = threading.RLock()  # filters of warnings are the whole process's: one thread at a time changes them
+
 
 def _stretched(heats):
     "Each map from its minimum to its maximum; one that is the same everywhere stays."
     spread = stretch(heats)
     return torch.where(spread.flatten(1).any(1).view(-1, *[1] * (heats.ndim - 1)), spread, heats)
 
+
 def _blurred(maps):
     "Under a Gaussian of 11 places and a deviation of 5; mirrored at the edge, which itself counts once."
     offsets = torch.arange(-5, 6, device=maps.device)
-    kernel = torch.exp(-offsets ** 2 / 50)
+    kernel = torch.exp(-(offsets**2) / 50)
     for axis in range(1, maps.ndim):
         period = max(2 * (maps.shape[axis] - 1), 1)
         at = (torch.arange(maps.shape[axis], device=maps.device) + offsets[:, None]) % period
@@ -98,8 +116,10 @@ def _blurred(maps):
 @dataclass
 class PatchRun(Run):
     "What is asked of some pictures, and so of their patches."
+
     whole: Any = None  # the base method's run of the whole pictures
     input_tensor: Any = None  # the pictures
+
 
 class SESS(PerturbationCAM):
     """The maps of patches at many scales, each weighed by its score, averaged where they light up.
@@ -108,19 +128,24 @@ class SESS(PerturbationCAM):
     [arXiv 2207.01769](https://arxiv.org/abs/2207.01769). Cost: for each patch, 122 on a square picture, a forward pass and the base method.
     Raises `ValueError` for options out of range, and where the model does not take a patch.
     """
+
     kind = "perturbation"
     paper, cost = "Tursun et al., 2022, arXiv 2207.01769", "122 patches (num_scales): 1 forward and the base method each"
 
-    def __init__(self,
+    def __init__(
+        self,
         model: nn.Module,  # left exactly as it was found
         target_layers=None,  # as for the base method; left out: found once, for the whole picture
         reshape_transform=None,  # as for the base method
         *,
         base_method=GradCAM,  # the class of the method that draws each patch's map
-        scales: Sequence[int] | None = None,  # what the picture's shorter side becomes, in pixels; left out: `num_scales` of them, from where a window just fits
+        scales: Sequence[int]
+        | None = None,  # what the picture's shorter side becomes, in pixels; left out: `num_scales` of them, from where a window just fits
         num_scales: int = 12,
         scale_step_ratio: float = 2 / 7,  # from one scale to the next, as a share of the smallest
-        window_size: int | Sequence[int] | None = None,  # of a patch, one number or one for each axis, in pixels; left out: the picture's shorter side
+        window_size: int
+        | Sequence[int]
+        | None = None,  # of a patch, one number or one for each axis, in pixels; left out: the picture's shorter side
         step_size: int | Sequence[int] | None = None,  # from one patch to the next; left out: the window's size, side by side
         pre_filter_ratio: float = 0.0,  # the share of each picture's patches that is left out, those with the lowest scores
         theta: float = 0.0,  # where a patch's weighed map is not above it, it does not count in the mean
@@ -133,20 +158,40 @@ class SESS(PerturbationCAM):
     ):
         super().__init__(model, target_layers, reshape_transform, batch_size=batch_size, progress=progress)
         for name, value in dict(window_size=window_size, step_size=step_size, scales=scales, num_scales=num_scales).items():
-            if value is not None and min(value if hasattr(value, "__iter__") else [value], default=0) < 1: raise ValueError(f"{name}: got {value}; pass 1 or more")
-        if scale_step_ratio <= 0: raise ValueError(f"scale_step_ratio: got {scale_step_ratio}; pass a positive share of the window, such as 2 / 7")
+            if value is not None and min(value if hasattr(value, "__iter__") else [value], default=0) < 1:
+                raise ValueError(f"{name}: got {value}; pass 1 or more")
+        if scale_step_ratio <= 0:
+            raise ValueError(f"scale_step_ratio: got {scale_step_ratio}; pass a positive share of the window, such as 2 / 7")
         for name, value in dict(pre_filter_ratio=pre_filter_ratio, theta=theta).items():
-            if not 0 <= value < 1: raise ValueError(f"{name}: got {value}; pass a number from 0 to below 1")
-        if pool not in ("mean", "max"): raise ValueError(f"pool: got {pool!r}; pass 'mean' or 'max'")
+            if not 0 <= value < 1:
+                raise ValueError(f"{name}: got {value}; pass a number from 0 to below 1")
+        if pool not in ("mean", "max"):
+            raise ValueError(f"pool: got {pool!r}; pass 'mean' or 'max'")
         self.base = base_method(model, target_layers, reshape_transform, **options)
-        if hasattr(self.base, "progress"): self.base.progress = False
-        self.scales, self.num_scales, self.scale_step_ratio, self.window_size, self.step_size = scales, num_scales, scale_step_ratio, window_size, step_size
-        self.pre_filter_ratio, self.theta, self.pool, self.smooth, self.as_score = pre_filter_ratio, theta, pool, smooth, find_score("softmax" if use_softmax_scores else "raw")
+        if hasattr(self.base, "progress"):
+            self.base.progress = False
+        self.scales, self.num_scales, self.scale_step_ratio, self.window_size, self.step_size = (
+            scales,
+            num_scales,
+            scale_step_ratio,
+            window_size,
+            step_size,
+        )
+        self.pre_filter_ratio, self.theta, self.pool, self.smooth, self.as_score = (
+            pre_filter_ratio,
+            theta,
+            pool,
+            smooth,
+            find_score("softmax" if use_softmax_scores else "raw"),
+        )
 
     @property
-    def uses_gradients(self): return self.base.uses_gradients
+    def uses_gradients(self):
+        return self.base.uses_gradients
 
-    def __call__(self, input_tensor, targets=None, *, fusion: str | None = None, **how) -> Tensor:  # `fusion` of several layers in each patch; left out: as the base method does
+    def __call__(
+        self, input_tensor, targets=None, *, fusion: str | None = None, **how
+    ) -> Tensor:  # `fusion` of several layers in each patch; left out: as the base method does
         "The heat map of each picture, as with any method."
         return super().__call__(input_tensor, targets, fusion=fusion, **how)
 
@@ -163,37 +208,56 @@ class SESS(PerturbationCAM):
 
     def get_patches(self, run: PatchRun) -> _Patches:
         "Where the patches stand."
-        def each(value): return (value,) * len(run.size) if isinstance(value, int) else tuple(value)
+
+        def each(value):
+            return (value,) * len(run.size) if isinstance(value, int) else tuple(value)
+
         window, step = each(self.window_size or min(run.size)), each(self.step_size or self.window_size or min(run.size))
-        if not len(window) == len(step) == len(run.size): raise ValueError(f"window_size, step_size: got {window} and {step} for an input of {run.size}; pass one number, or one for each axis")
-        if any(by > wide for by, wide in zip(step, window)): raise ValueError(f"step_size: {step} leaves gaps between windows of {window}; pass {window} or less")
+        if not len(window) == len(step) == len(run.size):
+            raise ValueError(
+                f"window_size, step_size: got {window} and {step} for an input of {run.size}; pass one number, or one for each axis"
+            )
+        if any(by > wide for by, wide in zip(step, window)):
+            raise ValueError(f"step_size: {step} leaves gaps between windows of {window}; pass {window} or less")
         first = max(-(-wide * min(run.size) // side) for wide, side in zip(window, run.size))
         scales = self.scales or [first + i * max(1, round(first * self.scale_step_ratio)) for i in range(self.num_scales)]
-        if min(scales) < first: raise ValueError(f"scales: at {min(scales)} a window of {window} does not fit; pass {first} or more")
+        if min(scales) < first:
+            raise ValueError(f"scales: at {min(scales)} a window of {window} does not fit; pass {first} or more")
         return _Patches(run.input_tensor, run.size, window, windows(run.size, window, step, scales))
 
     def get_scores(self, run: PatchRun, patches: _Patches) -> Tensor:  # `B × patches`, float32, not negative
         "The score of every patch."
-        rows, targets, scores = list(product(range(run.batch), range(len(patches.where)))), [self.as_score(target) for target in run.targets], []
+        rows, targets, scores = (
+            list(product(range(run.batch), range(len(patches.where)))),
+            [self.as_score(target) for target in run.targets],
+            [],
+        )
         for part in in_batches(len(rows), self.batch_size, f"{type(self).__name__}, scores", progress=self.progress):
             some, inputs = rows[part], patches(rows[part])
             with torch.inference_mode(), evaluating(self.model):
-                try: output = call_model(self.model, inputs)
+                try:
+                    output = call_model(self.model, inputs)
                 except (RuntimeError, AssertionError) as error:
-                    if patches.window == run.size or isinstance(error, torch.cuda.OutOfMemoryError): raise
-                    raise ValueError(f"window_size: {type(self.model).__name__} does not take patches of {patches.window} ({next(iter(str(error).splitlines()), type(error).__name__)}); pass the size that it takes, such as {run.size}") from error
+                    if patches.window == run.size or isinstance(error, torch.cuda.OutOfMemoryError):
+                        raise
+                    raise ValueError(
+                        f"window_size: {type(self.model).__name__} does not take patches of {patches.window} ({next(iter(str(error).splitlines()), type(error).__name__)}); pass the size that it takes, such as {run.size}"
+                    ) from error
                 scores.append(each_score([targets[picture] for picture, _ in some], output).float())
         return torch.cat(scores).unflatten(0, (run.batch, -1)).clamp(min=0).nan_to_num()
 
     def get_weights(self, scores: Tensor) -> Tensor:  # `B × patches`, in [0, 1]; 0 where a patch is left out
         "What each patch counts. Where no score is positive, all count alike."
         top = scores.amax(1, keepdim=True)
-        lowest = scores.argsort(dim=1, stable=True)[:, :int(scores.shape[1] * self.pre_filter_ratio)]
+        lowest = scores.argsort(dim=1, stable=True)[:, : int(scores.shape[1] * self.pre_filter_ratio)]
         return torch.where(top > 0, scores / top, 1.0).scatter(1, lowest, 0.0)
 
     def draw(self, run: PatchRun, *, eigen_smooth: bool = False, fusion: str | None = None) -> Tensor:
         "The heat maps of a run."
-        patches, how = self.get_patches(run), {name: value for name, value in dict(eigen_smooth=eigen_smooth, fusion=fusion, threshold=run.threshold).items() if value}
+        patches, how = (
+            self.get_patches(run),
+            {name: value for name, value in dict(eigen_smooth=eigen_smooth, fusion=fusion, threshold=run.threshold).items() if value},
+        )
         weights, total, count = self.get_weights(self.get_scores(run, patches)), [0] * run.batch, [0] * run.batch
         rows = weights.nonzero().tolist()
         for part in in_batches(len(rows), self.batch_size, f"{type(self).__name__}, maps", progress=self.progress):
@@ -205,11 +269,17 @@ class SESS(PerturbationCAM):
             for (picture, i), maps in zip(some, stretched):
                 laid = patches.lay(weights[picture, i] * maps, i)
                 total[picture] = laid.clamp(min=total[picture]) if self.pool == "max" else total[picture] + laid * (laid > self.theta)
-                if self.pool == "mean": count[picture] = count[picture] + (laid > self.theta)
+                if self.pool == "mean":
+                    count[picture] = count[picture] + (laid > self.theta)
         maps = torch.stack([one / lit.clamp(min=1) for one, lit in zip(total, count)] if self.pool == "mean" else total).flatten(0, 1)
         heat = normalize(_blurred(maps) if self.smooth else maps).unflatten(0, (run.batch, -1))
         blank = heat.flatten(1).amax(1) == 0
         # Where the map of the whole picture is blank too, the base method says why.
-        if blank.any(): blank &= self.base.draw(run.whole).flatten(1).amax(1) > 0
-        if blank.any(): warnings.warn(f"blank heat map for picture {blank.nonzero().flatten().tolist()}: what speaks for this target speaks in no patch that counts; lower pre_filter_ratio or theta", stacklevel=4)
+        if blank.any():
+            blank &= self.base.draw(run.whole).flatten(1).amax(1) > 0
+        if blank.any():
+            warnings.warn(
+                f"blank heat map for picture {blank.nonzero().flatten().tolist()}: what speaks for this target speaks in no patch that counts; lower pre_filter_ratio or theta",
+                stacklevel=4,
+            )
         return heat if fusion == "none" else heat[:, 0]

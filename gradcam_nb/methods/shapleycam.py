@@ -12,22 +12,27 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map, tree_map_only
 
-from ..engine.record import Record, record
 from ..core.run import Run
+from ..engine.record import Record, record
 from .gradcam import GradCAM
 from ..targets.classifier import ClassifierOutputTarget
-from ..targets.resolve import class_scores
 from ..targets.residual_softmax import ClassifierOutputReST
+from ..targets.resolve import class_scores
 
 # %% ../../nbs/methods/shapleycam.ipynb #09
 def _rest(target):
     "A class is asked for by its residual softmax; anything else stays what it is."
-    if isinstance(target, ClassifierOutputReST) or not (target is None or isinstance(target, ClassifierOutputTarget) or hasattr(target, "__index__")): return target
+    if isinstance(target, ClassifierOutputReST) or not (
+        target is None or isinstance(target, ClassifierOutputTarget) or hasattr(target, "__index__")
+    ):
+        return target
     return ClassifierOutputReST(target.__index__() if hasattr(target, "__index__") else target)
+
 
 def _second_order(activations, gradients):
     "Gradients less half of what the Hessian makes of the activations; several scores stand in a new first dimension."
-    if not isinstance(activations, Tensor) or not gradients.requires_grad: return gradients
+    if not isinstance(activations, Tensor) or not gradients.requires_grad:
+        return gradients
     each = gradients.reshape(-1, *activations.shape)
     bends = [torch.autograd.grad(one, activations, activations.detach(), retain_graph=True, materialize_grads=True)[0] for one in each]
     return (gradients - torch.stack(bends).reshape(gradients.shape) / 2).detach()
@@ -39,15 +44,19 @@ class ShapleyCAM(GradCAM):
     Cai, *CAMs as Shapley Value-based Explainers*, 2025, [arXiv 2501.06261](https://arxiv.org/abs/2501.06261).
     Cost: one run of the model, the backward pass behind the layer, and for the Hessian two to three more of them.
     """
+
     kind = "one gradient"
     paper, cost = "Cai, 2025, arXiv 2501.06261", "1 forward, 3 to 4 backward behind the layer"
 
-    def __init__(self, *args,  # as for every method
+    def __init__(
+        self,
+        *args,  # as for every method
         utility: str = "rest",  # what is asked of a class: "rest", its residual softmax; "score", its score
         **options,  # as for every method
     ):
         super().__init__(*args, **options)
-        if utility not in ("rest", "score"): raise ValueError(f"utility: got {utility!r}; pass 'rest' or 'score'")
+        if utility not in ("rest", "score"):
+            raise ValueError(f"utility: got {utility!r}; pass 'rest' or 'score'")
         self.utility = utility
 
     def record(self, input_tensor, score) -> Record:
@@ -59,8 +68,15 @@ class ShapleyCAM(GradCAM):
 
     def run(self, input_tensor, targets=None, *, many: bool = False) -> Run:
         "Run the model once, asked for the utility of classes."
-        if self.utility == "score": return super().run(input_tensor, targets, many=many)
-        if isinstance(targets, Tensor): targets = targets.tolist()
-        run = super().run(input_tensor, [_rest(target) for target in targets] if hasattr(targets, "__iter__") else _rest(targets), many=many)
-        def settled(row): return [t.settled(class_scores(self.outputs)[i]) if isinstance(t, ClassifierOutputReST) else t for i, t in enumerate(row)]
+        if self.utility == "score":
+            return super().run(input_tensor, targets, many=many)
+        if isinstance(targets, Tensor):
+            targets = targets.tolist()
+        run = super().run(
+            input_tensor, [_rest(target) for target in targets] if hasattr(targets, "__iter__") else _rest(targets), many=many
+        )
+
+        def settled(row):
+            return [t.settled(class_scores(self.outputs)[i]) if isinstance(t, ClassifierOutputReST) else t for i, t in enumerate(row)]
+
         return replace(run, targets=[settled(row) for row in run.targets] if many else settled(run.targets))

@@ -20,16 +20,21 @@ from ..smoothing.noise import noisy
 @dataclass
 class _PowersRun(Run):
     "A run with three gradients a call: the means of the first three powers."
+
     def calls(self, layer):
         for i, (activations, powers) in enumerate(zip(self.record.activations[layer], self.record.gradients[layer])):
             yield Call(self.lay(layer, activations), torch.stack([self.lay(layer, power) for power in powers], 1), layer, i)
 
+
 def _mean_power(power, copies, dim, batches):
     "The mean over all copies of the gradients' power; `batches` are gradients as a record keeps them."
+
     def mean(*parts):
-        if not isinstance(parts[0], Tensor): return parts[0]
+        if not isinstance(parts[0], Tensor):
+            return parts[0]
         # Third powers of small gradients are lost in half precision.
         return torch.cat([part.float() for part in parts], dim).unflatten(dim, (copies, -1)).pow(power).mean(dim)
+
     return tree_map(mean, *batches)
 
 # %% ../../nbs/methods/smooth_gradcam_plusplus.ipynb #10
@@ -40,10 +45,12 @@ class SmoothGradCAMPlusPlus(BaseCAM):
     Network Models*, 2019, [arXiv 1908.01224](https://arxiv.org/abs/1908.01224).
     Cost: a run of the model, and the backward pass behind the layer, for the picture and for each copy.
     """
+
     kind = "one gradient"
     paper, cost = "Omeiza et al., 2019, arXiv 1908.01224", "1 + samples forwards, as many backwards behind the layer"
 
-    def __init__(self,
+    def __init__(
+        self,
         model,  # as for all methods
         target_layers=None,  # as for all methods
         reshape_transform=None,  # as for all methods

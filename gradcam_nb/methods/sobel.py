@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from ..core.heatmap import normalize
-from ..engine.inputs import check_input
-from ..engine.inputs import first_tensor
+from ..engine.inputs import check_input, first_tensor
 
 # %% ../../nbs/methods/sobel.ipynb #09
 def sobel_cam(
@@ -19,9 +18,11 @@ def sobel_cam(
 ) -> Tensor:  # the edges' strength, `B × spatial`, float32, not scaled
     "The mean over the axes of Sobel's derivative, without its sign; the input is mirrored at its borders."
     if input_tensor.ndim not in (3, 4, 5) or min(input_tensor.shape[2:]) < 2:
-        raise ValueError(f"input_tensor: got shape {tuple(input_tensor.shape)}; pass B × C × spatial, with at least 2 along each of 1 to 3 axes")
+        raise ValueError(
+            f"input_tensor: got shape {tuple(input_tensor.shape)}; pass B × C × spatial, with at least 2 along each of 1 to 3 axes"
+        )
     t = input_tensor.float()
-    grey = torch.einsum("bc...,c->b...", t, t.new_tensor((.299, .587, .114))) if t.shape[1] == 3 else t.mean(1)
+    grey = torch.einsum("bc...,c->b...", t, t.new_tensor((0.299, 0.587, 0.114))) if t.shape[1] == 3 else t.mean(1)
 
     def along(t, axis, difference):
         n = t.shape[axis]
@@ -31,7 +32,8 @@ def sobel_cam(
 
     def derivative(axis):
         t = grey
-        for other in range(1, grey.ndim): t = along(t, other, other == axis)
+        for other in range(1, grey.ndim):
+            t = along(t, other, other == axis)
         return t
 
     return torch.stack([derivative(axis).abs() for axis in range(1, grey.ndim)]).mean(0)
@@ -43,12 +45,15 @@ class Sobel:
     Sobel and Feldman, *A 3×3 Isotropic Gradient Operator for Image Processing*, talk at the Stanford Artificial Intelligence
     Project, 1968. Cost: no run of the model.
     """
+
     kind = "yardstick"
     paper, cost = "Sobel and Feldman, 1968, talk (no paper)", "no run of the model"
 
-    def __init__(self, model=None, target_layers=None, reshape_transform=None, *, batch_size: int = 32): self.outputs = None
+    def __init__(self, model=None, target_layers=None, reshape_transform=None, *, batch_size: int = 32):
+        self.outputs = None
 
-    def __call__(self,
+    def __call__(
+        self,
         input_tensor,  # `B × C × spatial`; or a tuple, dict or list of tensors, of which the first is looked at
         targets=None,  # not looked at
         **how,  # `aug_smooth`, `eigen_smooth`, `fusion` of the methods; not looked at

@@ -21,10 +21,12 @@ class SSCAM(ScoreCAM):
     Wang et al., *SS-CAM: Smoothed Score-CAM for Sharper Visual Feature Localization*, 2020,
     [arXiv 2006.14255](https://arxiv.org/abs/2006.14255). Cost: `samples` runs of the model for each channel that is not constant.
     """
+
     kind = "perturbation"
     paper, cost = "Wang et al., 2020, arXiv 2006.14255", "35 forwards a channel"
 
-    def __init__(self,
+    def __init__(
+        self,
         model,  # as for all methods
         target_layers=None,  # as for all methods
         reshape_transform=None,  # as for all methods
@@ -36,8 +38,10 @@ class SSCAM(ScoreCAM):
         **how,  # `form`, `batch_size`, `progress`
     ):
         super().__init__(model, target_layers, reshape_transform, **how)
-        if samples < 1 or std < 0: raise ValueError(f"samples, std: got {samples}, {std}; pass at least one sample and a std that is not negative")
-        if noise not in ("mask", "input"): raise ValueError(f"noise: got {noise!r}; pass 'mask' or 'input'")
+        if samples < 1 or std < 0:
+            raise ValueError(f"samples, std: got {samples}, {std}; pass at least one sample and a std that is not negative")
+        if noise not in ("mask", "input"):
+            raise ValueError(f"noise: got {noise!r}; pass 'mask' or 'input'")
         self.variants, self.std, self.noise, self.seed = samples, std, noise, seed
 
     def noisy(self, size, like: Tensor) -> Tensor:  # `samples × size`
@@ -45,13 +49,18 @@ class SSCAM(ScoreCAM):
         return torch.randn(self.variants, *size, generator=torch.Generator().manual_seed(self.seed)).mul_(self.std).to(like)
 
     def variation(self, run: Run, call: Call) -> Callable:
-        if self.noise == "input": return super().variation(run, call)
+        if self.noise == "input":
+            return super().variation(run, call)
         noise = self.noisy(run.size, call.activations)
         return lambda masks, which: masks + noise[which]
 
     def ask(self, run: Run, asked, pictures, masks) -> Tensor:
-        if self.noise == "mask": return super().ask(run, asked, pictures, masks)
+        if self.noise == "mask":
+            return super().ask(run, asked, pictures, masks)
         inputs = run.record.input_tensor
-        if not isinstance(inputs, Tensor): raise TypeError(f"noise: 'input' takes a tensor as input, got a {type(inputs).__name__}; pass noise='mask'")
+        if not isinstance(inputs, Tensor):
+            raise TypeError(f"noise: 'input' takes a tensor as input, got a {type(inputs).__name__}; pass noise='mask'")
         noise = self.noisy(inputs.shape[1:], inputs)
-        return super().ask(run, asked, pictures, masks, lambda rows, part: rows + noise[torch.arange(part.start, part.stop) % self.variants])
+        return super().ask(
+            run, asked, pictures, masks, lambda rows, part: rows + noise[torch.arange(part.start, part.stop) % self.variants]
+        )

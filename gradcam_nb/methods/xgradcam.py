@@ -18,6 +18,7 @@ class XGradCAM(BaseCAM):
     Fu et al., *Axiom-based Grad-CAM: Towards Accurate Visualization and Explanation of CNNs*, BMVC 2020,
     [arXiv 2008.02312](https://arxiv.org/abs/2008.02312). Cost: one run of the model, and the backward pass behind the layer.
     """
+
     kind = "one gradient"
     paper, cost = "Fu et al., 2020, arXiv 2008.02312", "1 forward, 1 backward behind the layer"
 

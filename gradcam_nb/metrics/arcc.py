@@ -14,8 +14,8 @@ from torch import Tensor
 from .coherency import Coherency
 from .complexity import Complexity
 from .drop import DropInConfidence
-from .robustness import MethodMetric, model_of
 from .road import ROADCombined
+from .robustness import MethodMetric, model_of
 
 # %% ../../nbs/metrics/arcc.ipynb #08
 def _harmonic(parts):
@@ -23,10 +23,13 @@ def _harmonic(parts):
     parts = torch.stack(list(parts)).clamp(0, 1)
     return len(parts) / (1 / parts).sum(0)
 
+
 class _Combined(MethodMetric):
     misleads = "All of its parts but ROAD change with the contrast of the map, whatever it shows."
 
-    def __init__(self, *,
+    def __init__(
+        self,
+        *,
         score: str = "softmax",  # what a class as target means: "softmax", "sigmoid", or "raw" for the model's own number
         batch_size: int = 32,  # pictures a pass
         progress: bool = True,  # a bar, where it takes more than two seconds
@@ -34,7 +37,8 @@ class _Combined(MethodMetric):
         super().__init__(batch_size=batch_size, progress=progress)
         self.how = dict(score=score, batch_size=batch_size, progress=progress)
 
-    def __call__(self,
+    def __call__(
+        self,
         input_tensor: Tensor,  # `B × C × spatial`
         cams,  # the method, `(input_tensor, targets) -> heat maps` in [0, 1]
         targets=None,  # None (each picture's top class, as it is unchanged), an int, ints, a callable or callables
@@ -46,7 +50,8 @@ class _Combined(MethodMetric):
     def parts(self, input_tensor: Tensor, cams, targets=None, model=None) -> dict[str, Tensor]:
         "The three parts, each `B`; the arguments are those of a call."
         model = model_of(cams, model)
-        if model is None: raise TypeError(f"model: {self.name} asks the model about changed pictures; pass it")
+        if model is None:
+            raise TypeError(f"model: {self.name} asks the model about changed pictures; pass it")
         targets = self.settle(input_tensor, cams, targets, model)
         maps = self.explain(cams, input_tensor, targets)
         coherency, _ = Coherency(batch_size=self.batch_size).of_maps(input_tensor, maps, cams, targets)
@@ -59,9 +64,12 @@ class ADCC(_Combined):
     Poppi et al., *Revisiting the Evaluation of Class Activation Mapping for Explainability*, CVPR 2021 workshops,
     [arXiv 2104.10252](https://arxiv.org/abs/2104.10252). Cost: two explanations and two runs of the model.
     """
+
     paper = "Poppi et al., 2021, arXiv 2104.10252"
 
-    def faithfulness(self, input_tensor, maps, targets, model): return {"1 - drop": 1 - DropInConfidence(**self.how)(input_tensor, maps, targets, model)}
+    def faithfulness(self, input_tensor, maps, targets, model):
+        return {"1 - drop": 1 - DropInConfidence(**self.how)(input_tensor, maps, targets, model)}
+
 
 class ARCC(_Combined):
     """The harmonic mean of coherency, 1 − complexity and twice ROAD, within 0 and 1.
@@ -69,13 +77,16 @@ class ARCC(_Combined):
     Domeniconi et al., *How to Evaluate and Refine your CAM*, 2026, [arXiv 2605.14641](https://arxiv.org/abs/2605.14641).
     Cost: two explanations, and two runs of the model for each percentile.
     """
+
     paper = "Domeniconi et al., 2026, arXiv 2605.14641"
 
-    def __init__(self,
+    def __init__(
+        self,
         road_percentiles: Sequence = (20, 40, 60, 80),  # of ROAD
         **how,  # `score`, `batch_size`, `progress`
     ):
         super().__init__(**how)
         self.road = ROADCombined(road_percentiles, **self.how)
 
-    def faithfulness(self, input_tensor, maps, targets, model): return {"2 × ROAD": (2 * self.road(input_tensor, maps, targets, model)).clamp(0, 1)}
+    def faithfulness(self, input_tensor, maps, targets, model):
+        return {"2 × ROAD": (2 * self.road(input_tensor, maps, targets, model)).clamp(0, 1)}

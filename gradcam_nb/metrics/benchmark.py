@@ -18,68 +18,113 @@ import torch
 from torch import Tensor
 
 from ..imaging.figure import shown_by_jupyter
-from .metric import Metric, heat_maps
 from .localisation import as_masks
+from .metric import heat_maps
 
 # %% ../../nbs/metrics/benchmark.ipynb #09
 def _named(items, what):
     "Names and things, from a dict, a list or a single one."
-    if isinstance(items, Mapping): return dict(items)
+    if isinstance(items, Mapping):
+        return dict(items)
     items = list(items) if isinstance(items, (list, tuple)) else [items]
     named = {item.__name__ if isinstance(item, type) else getattr(item, "name", None) or type(item).__name__: item for item in items}
-    if len(named) < len(items): raise ValueError(f"{what}: two have the same name; pass a dict with names of your own")
+    if len(named) < len(items):
+        raise ValueError(f"{what}: two have the same name; pass a dict with names of your own")
     return named
+
 
 def _batch(item):
     "What metrics are given of a batch of the data."
-    given = dict(item) if isinstance(item, Mapping) else dict(zip(("input_tensor", "targets", "masks"), item if isinstance(item, (tuple, list)) else (item,)))
-    if not isinstance(given.get("input_tensor"), Tensor): raise TypeError("data: expected batches (input_tensor, targets, masks) with a tensor in front, or dicts with these names")
+    given = (
+        dict(item)
+        if isinstance(item, Mapping)
+        else dict(zip(("input_tensor", "targets", "masks"), item if isinstance(item, (tuple, list)) else (item,)))
+    )
+    if not isinstance(given.get("input_tensor"), Tensor):
+        raise TypeError("data: expected batches (input_tensor, targets, masks) with a tensor in front, or dicts with these names")
     return {"targets": None, "masks": None, **given}
+
 
 def _settings(item):
     "What can be written down of how a method or a metric was made: enough to see that it is another one."
-    options = {name for kind in type(item).__mro__ if "__init__" in vars(kind) and kind is not object for name in signature(kind.__init__).parameters} - {"progress", "batch_size"}
-    plain = {name: vars(item)[name] for name in sorted(options) if isinstance(vars(item).get(name), (int, float, str, bool, tuple, list))} if hasattr(item, "__dict__") else {}
+    options = {
+        name
+        for kind in type(item).__mro__
+        if "__init__" in vars(kind) and kind is not object
+        for name in signature(kind.__init__).parameters
+    } - {"progress", "batch_size"}
+    plain = (
+        {name: vars(item)[name] for name in sorted(options) if isinstance(vars(item).get(name), (int, float, str, bool, tuple, list))}
+        if hasattr(item, "__dict__")
+        else {}
+    )
     return f"{getattr(item, '__name__', type(item).__name__)} {json.dumps(plain, default=lambda value: type(value).__name__)}"
+
 
 class _Random:
     "Random numbers for a map: what a metric says of nothing."
-    def __call__(self, input_tensor, targets): return torch.rand(len(input_tensor), *input_tensor.shape[2:]).to(input_tensor.device)
+
+    def __call__(self, input_tensor, targets):
+        return torch.rand(len(input_tensor), *input_tensor.shape[2:]).to(input_tensor.device)
 
 # %% ../../nbs/metrics/benchmark.ipynb #11
 class _Store:
     "What was measured, in memory and, with a folder, in `values.csv`."
+
     columns = ("batch", "picture", "method", "metric", "value")
 
     def __init__(self, folder, settings):
         self.folder, self.pieces = folder and Path(folder), {}
-        if not self.folder: return
+        if not self.folder:
+            return
         self.folder.mkdir(parents=True, exist_ok=True)
         known, self.values = self.folder / "settings.json", self.folder / "values.csv"
         before = json.loads(known.read_text()) if known.exists() else {}
-        changed = [f"{key} {name!r}" for key, part in settings.items() for name, value in part.items() if before.get(key, {}).get(name, value) != value]
-        if changed: raise ValueError(f"folder: {folder} holds a benchmark with another {', '.join(changed)}; pass another folder, or delete this one")
+        changed = [
+            f"{key} {name!r}"
+            for key, part in settings.items()
+            for name, value in part.items()
+            if before.get(key, {}).get(name, value) != value
+        ]
+        if changed:
+            raise ValueError(
+                f"folder: {folder} holds a benchmark with another {', '.join(changed)}; pass another folder, or delete this one"
+            )
         known.write_text(json.dumps({key: {**before.get(key, {}), **part} for key, part in settings.items()}, indent=1))
-        if self.values.exists(): self._read()
-        else: self.values.write_text(",".join(self.columns) + "\n")
+        if self.values.exists():
+            self._read()
+        else:
+            self.values.write_text(",".join(self.columns) + "\n")
 
     def _read(self):
         with self.values.open(newline="") as file:
             for row in csv.DictReader(file):
-                try: number, value = int(row["batch"]), float(row["value"])
-                except (TypeError, ValueError): continue
+                try:
+                    number, value = int(row["batch"]), float(row["value"])
+                except (TypeError, ValueError):
+                    continue
                 self.pieces.setdefault((number, row["method"], row["metric"]), []).append(value)
 
     def add(self, piece, values):
         self.pieces[piece] = values
-        if not self.folder: return
+        if not self.folder:
+            return
         (number, method, metric), text = piece, io.StringIO()
         csv.writer(text, lineterminator="\n").writerows((number, i, method, metric, value) for i, value in enumerate(values))
-        with self.values.open("a", newline="") as file: file.write(text.getvalue())
+        with self.values.open("a", newline="") as file:
+            file.write(text.getvalue())
 
     def frame(self):
         import pandas as pd
-        return pd.DataFrame([(number, i, method, metric, value) for (number, method, metric), values in self.pieces.items() for i, value in enumerate(values)], columns=self.columns)
+
+        return pd.DataFrame(
+            [
+                (number, i, method, metric, value)
+                for (number, method, metric), values in self.pieces.items()
+                for i, value in enumerate(values)
+            ],
+            columns=self.columns,
+        )
 
 # %% ../../nbs/metrics/benchmark.ipynb #13
 def benchmark(
@@ -95,15 +140,31 @@ def benchmark(
 ):  # pandas DataFrame: the mean over the pictures, a row for each method, a column for each metric with an arrow in the direction that is better
     "Many methods by many metrics. Warns where a metric is known to mislead, and where a method or a metric does not serve for this model."
     from tqdm.auto import tqdm
-    methods, metrics = {name: method(model) if isinstance(method, type) else method for name, method in _named(methods, "methods").items()}, _named(metrics, "metrics")
+
+    methods, metrics = (
+        {name: method(model) if isinstance(method, type) else method for name, method in _named(methods, "methods").items()},
+        _named(metrics, "metrics"),
+    )
     for name, metric in metrics.items():
-        if getattr(metric, "misleads", ""): warnings.warn(f"{name}: {metric.misleads}", stacklevel=2)
-    store, refused = _Store(folder, dict(seed={"": seed}, metrics={n: _settings(m) for n, m in metrics.items()}, methods={n: _settings(m) for n, m in methods.items()})), set()
+        if getattr(metric, "misleads", ""):
+            warnings.warn(f"{name}: {metric.misleads}", stacklevel=2)
+    store, refused = (
+        _Store(
+            folder,
+            dict(
+                seed={"": seed},
+                metrics={n: _settings(m) for n, m in metrics.items()},
+                methods={n: _settings(m) for n, m in methods.items()},
+            ),
+        ),
+        set(),
+    )
     shown, batches = [*methods], len(data) if hasattr(data, "__len__") else None
     with tqdm(total=batches and batches * len(methods), desc="benchmark", unit="map", disable=not progress, leave=False) as bar:
         for number, given in enumerate(map(_batch, data)):
             rows = dict(methods)
-            if yardsticks and given["masks"] is not None: rows |= {"(true mask)": None, "(random)": _Random()}
+            if yardsticks and given["masks"] is not None:
+                rows |= {"(true mask)": None, "(random)": _Random()}
             shown += [name for name in rows if name not in shown]
             for name, method in rows.items():
                 _measure(store, (number, name), method, metrics, {**given, "model": model}, seed, refused)
@@ -121,18 +182,23 @@ def _measure(store, where, method, metrics, given, seed, refused):
     x, maps = given["input_tensor"], None
     for metric_name, metric in metrics.items():
         piece = number, name, metric_name
-        if len(store.pieces.get(piece, ())) == len(x): continue
+        if len(store.pieces.get(piece, ())) == len(x):
+            continue
         asks, needs_method, values = signature(metric).parameters, getattr(metric, "needs_method", False), [float("nan")] * len(x)
         try:
-            if "masks" in asks and given["masks"] is None: raise ValueError("data: it has no masks")
+            if "masks" in asks and given["masks"] is None:
+                raise ValueError("data: it has no masks")
             with torch.random.fork_rng():
                 torch.manual_seed(seed + 1_000_003 * number)
-                if maps is None and not needs_method: maps = as_masks(given["masks"], x[:, 0]).float() if method is None else heat_maps(method, x, given["targets"])
+                if maps is None and not needs_method:
+                    maps = as_masks(given["masks"], x[:, 0]).float() if method is None else heat_maps(method, x, given["targets"])
                 known = {**given, "cams": method if needs_method else maps}
                 # A mask is no method: where one is needed, it stays without a number.
-                if known["cams"] is not None: values = metric(**{key: known[key] for key in asks if key in known})
+                if known["cams"] is not None:
+                    values = metric(**{key: known[key] for key in asks if key in known})
         except (ValueError, TypeError, NotImplementedError) as error:
-            if (name, metric_name) not in refused: warnings.warn(f"{name} × {metric_name} has no number: {error}", stacklevel=3)
+            if (name, metric_name) not in refused:
+                warnings.warn(f"{name} × {metric_name} has no number: {error}", stacklevel=3)
             refused.add((name, metric_name))
         store.add(piece, [float(value) for value in values])
 
@@ -152,17 +218,22 @@ def figure_of(
 ):  # matplotlib Figure
     "The table as a picture: in each column the best is dark, yardsticks apart."
     from matplotlib.figure import Figure
+
     methods = table[~table.index.str.startswith("(")]
-    ranks = table.apply(lambda column: (column - methods[column.name].min()) / ((methods[column.name].max() - methods[column.name].min()) or 1))
+    ranks = table.apply(
+        lambda column: (column - methods[column.name].min()) / ((methods[column.name].max() - methods[column.name].min()) or 1)
+    )
     for name in table.columns:
-        if name.endswith("↓"): ranks[name] = 1 - ranks[name]
+        if name.endswith("↓"):
+            ranks[name] = 1 - ranks[name]
     ranks[table.index.str.startswith("(")] = float("nan")
-    figure = Figure(figsize=(2.2 + .75 * table.shape[1], 1.4 + .24 * table.shape[0]), layout="constrained")
+    figure = Figure(figsize=(2.2 + 0.75 * table.shape[1], 1.4 + 0.24 * table.shape[0]), layout="constrained")
     axes = figure.subplots()
     axes.imshow(ranks, cmap="YlGn", vmin=0, vmax=1.3, aspect="auto")
     axes.set_xticks(range(table.shape[1]), table.columns, rotation=40, ha="right", fontsize=7)
     axes.set_yticks(range(table.shape[0]), table.index, fontsize=7)
     axes.tick_params(length=0)
     for i, row in enumerate(table.to_numpy()):
-        for j, value in enumerate(row): axes.text(j, i, "–" if value != value else f"{value:.2f}", ha="center", va="center", fontsize=7)
+        for j, value in enumerate(row):
+            axes.text(j, i, "–" if value != value else f"{value:.2f}", ha="center", va="center", fontsize=7)
     return shown_by_jupyter(figure)

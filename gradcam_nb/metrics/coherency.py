@@ -18,10 +18,12 @@ class Coherency(MethodMetric):
     Poppi et al., *Revisiting the Evaluation of Class Activation Mapping for Explainability*, CVPR 2021 workshops,
     [arXiv 2104.10252](https://arxiv.org/abs/2104.10252). A constant map has no correlation and gets 0.5. Cost: two explanations.
     """
+
     paper = "Poppi et al., 2021, arXiv 2104.10252"
     misleads = "A map that is the same for every picture gets the best number, 1, whatever it shows."
 
-    def __call__(self,
+    def __call__(
+        self,
         input_tensor: Tensor,  # `B × C × spatial`
         cams,  # the method, `(input_tensor, targets) -> heat maps`
         targets=None,  # None (each picture's top class, as it is unchanged), an int, ints, a callable or callables
@@ -33,7 +35,8 @@ class Coherency(MethodMetric):
         coherency, through = self.of_maps(input_tensor, self.explain(cams, input_tensor, targets), cams, targets)
         return (coherency, through) if return_visualization else coherency
 
-    def of_maps(self,
+    def of_maps(
+        self,
         input_tensor: Tensor,  # `B × C × spatial`
         maps: Tensor,  # their heat maps, `B × spatial`
         cams,  # the method that made them

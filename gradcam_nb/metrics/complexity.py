@@ -14,13 +14,16 @@ from .metric import Metric, maps_alone
 # %% ../../nbs/metrics/complexity.ipynb #08
 class MapMetric(Metric):
     "A metric that looks at nothing but the maps: subclass it and write `rate`."
-    def rate(self,
+
+    def rate(
+        self,
         maps: Tensor,  # not negative, `B × n`
     ) -> Tensor:  # `B`
         "The metric, of the maps' absolute values, each map in a row."
         raise NotImplementedError(f"{self.name}: override rate")
 
-    def __call__(self,
+    def __call__(
+        self,
         cams,  # heat maps, `B × spatial`, a tensor or an array
     ) -> Tensor:  # a number for each picture, `B`
         "The metric of each map."
@@ -34,20 +37,26 @@ class Complexity(MapMetric):
     [arXiv 2104.10252](https://arxiv.org/abs/2104.10252). The entropy: Bhatt, Weller, Moura, *Evaluating and Aggregating
     Feature-based Model Explanations*, IJCAI 2020, [arXiv 2005.00631](https://arxiv.org/abs/2005.00631).
     """
+
     higher_is_better = False
     paper = "Poppi et al., 2021, arXiv 2104.10252"
     misleads = "It rewards saying little: a single pixel is nearly perfect, wherever it lies."
 
-    def __init__(self,
+    def __init__(
+        self,
         form: str = "l1",  # "l1": the mean, for maps in [0, 1]; "entropy": of the map's shares, in nats
     ):
-        if form not in ("l1", "entropy"): raise ValueError(f"form: got {form!r}; pass 'l1' or 'entropy'")
+        if form not in ("l1", "entropy"):
+            raise ValueError(f"form: got {form!r}; pass 'l1' or 'entropy'")
         self.form = form
-        if form == "entropy": self.paper = "Bhatt et al., 2020, arXiv 2005.00631"
+        if form == "entropy":
+            self.paper = "Bhatt et al., 2020, arXiv 2005.00631"
 
-    def rate(self,
+    def rate(
+        self,
         maps: Tensor,  # not negative, `B × n`
     ) -> Tensor:  # 0 to 1; as entropy 0 to ln n; `B`
-        if self.form == "l1": return maps.mean(1)
+        if self.form == "l1":
+            return maps.mean(1)
         maps = torch.where(maps.any(1, keepdim=True), maps, 1)
         return torch.special.entr(maps / maps.sum(1, keepdim=True)).sum(1)

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .fill import as_fill
 from .faithfulness import PerturbationMetric
+from .fill import as_fill
 from .ranking import ranks
 
 # %% ../../nbs/metrics/comprehensiveness.ipynb #09
@@ -22,17 +22,21 @@ class Comprehensiveness(PerturbationMetric):
     DeYoung et al., *ERASER*, ACL 2020, [arXiv 1911.03429](https://arxiv.org/abs/1911.03429). Cost: one pass for each amount and picture.
     Raises `ValueError` for an unknown filling and for shares that are not above 0 and at most 1.
     """
+
     paper = "DeYoung et al., 2020, arXiv 1911.03429"
     misleads = "What stands in for the pixels decides, and scattered holes lower the score by themselves: noise can look comprehensive."
     keeps_top = False
 
-    def __init__(self, *,
+    def __init__(
+        self,
+        *,
         fill="zero",  # what stands where pixels are removed: "zero", "mean", "blur", or a callable `pictures -> pictures`
-        shares: Sequence[float] = (.01, .05, .1, .2, .5),  # amounts of pixels, as shares of the picture; at least one pixel each
+        shares: Sequence[float] = (0.01, 0.05, 0.1, 0.2, 0.5),  # amounts of pixels, as shares of the picture; at least one pixel each
         **options,  # `score`, `batch_size`, `progress`
     ):
         super().__init__(**options)
-        if not len(shares) or not all(0 < share <= 1 for share in shares): raise ValueError(f"shares: got {shares}; pass numbers above 0 and at most 1, such as (0.1, 0.5)")
+        if not len(shares) or not all(0 < share <= 1 for share in shares):
+            raise ValueError(f"shares: got {shares}; pass numbers above 0 and at most 1, such as (0.1, 0.5)")
         self.fill, self.shares, self.steps = as_fill(fill), tuple(shares), len(shares)
 
     def perturb(self, pictures: Tensor, maps: Tensor) -> Tensor:
@@ -40,4 +44,5 @@ class Comprehensiveness(PerturbationMetric):
         counts = [max(1, round(share * maps[0].numel())) for share in self.shares]
         return torch.stack([torch.where((rank < count) == self.keeps_top, pictures, filling) for count in counts])
 
-    def rate(self, before: Tensor, after: Tensor) -> Tensor: return before - after.mean(0)
+    def rate(self, before: Tensor, after: Tensor) -> Tensor:
+        return before - after.mean(0)

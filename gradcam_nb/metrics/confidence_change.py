@@ -19,14 +19,18 @@ def multiply_tensor_with_cam(
     "A picture through its map."
     return input_tensor * cam.to(input_tensor.dtype)
 
+
 class CamMultImageConfidenceChange(PerturbationMetric):
     """The score of the picture times its map, less the score of the picture.
 
     The picture times its map is that of Chattopadhay et al., *Grad-CAM++*, WACV 2018, [arXiv 1710.11063](https://arxiv.org/abs/1710.11063).
     """
+
     paper = "Chattopadhay et al., 2018, arXiv 1710.11063 (the picture times its map)"
     misleads = "A map that is bright everywhere hides nothing and scores well, whatever the model looked at."
 
-    def perturb(self, pictures: Tensor, maps: Tensor) -> Tensor: return multiply_tensor_with_cam(pictures, maps[:, None])[None]
+    def perturb(self, pictures: Tensor, maps: Tensor) -> Tensor:
+        return multiply_tensor_with_cam(pictures, maps[:, None])[None]
 
-    def rate(self, before: Tensor, after: Tensor) -> Tensor: return after[0] - before
+    def rate(self, before: Tensor, after: Tensor) -> Tensor:
+        return after[0] - before

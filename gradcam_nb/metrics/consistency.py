@@ -24,19 +24,27 @@ class Consistency(MethodMetric):
     Invariance and Equivariance*, NeurIPS 2023, [arXiv 2304.06715](https://arxiv.org/abs/2304.06715), whose similarity is the cosine.
     Cost: an explanation for each view, and one.
     """
-    paper = "after Crabbé and van der Schaar, 2023, arXiv 2304.06715"
-    misleads = "A blob in the middle of every picture gets the best number; and where the model answers otherwise to a view, the method is blamed."
 
-    def __init__(self,
-        views: Sequence[tuple[Callable, Callable]] | None = None,  # pairs: the change of the input, and undoing it on the map; left out: mirrored or not, at nine tenths, ten and eleven tenths of the contrast
-        similarity: str | Callable = "pearson",  # "pearson", "spearman", "cosine" (the paper's), "ssim", or a callable, two batches of maps -> a number for each pair
+    paper = "after Crabbé and van der Schaar, 2023, arXiv 2304.06715"
+    misleads = (
+        "A blob in the middle of every picture gets the best number; and where the model answers otherwise to a view, the method is blamed."
+    )
+
+    def __init__(
+        self,
+        views: Sequence[tuple[Callable, Callable]]
+        | None = None,  # pairs: the change of the input, and undoing it on the map; left out: mirrored or not, at nine tenths, ten and eleven tenths of the contrast
+        similarity: str
+        | Callable = "pearson",  # "pearson", "spearman", "cosine" (the paper's), "ssim", or a callable, two batches of maps -> a number for each pair
         **how,  # `batch_size`, `progress`
     ):
         super().__init__(**how)
         self.views, self.similarity = mirrored_and_scaled() if views is None else list(views), find_similarity(similarity)
-        if not self.views: raise ValueError("views: got none; pass pairs (change, undo), or leave it out")
+        if not self.views:
+            raise ValueError("views: got none; pass pairs (change, undo), or leave it out")
 
-    def __call__(self,
+    def __call__(
+        self,
         input_tensor: Tensor,  # `B × C × spatial`
         cams,  # the method, `(input_tensor, targets) -> heat maps`
         targets=None,  # None (each picture's top class, as it is unchanged), an int, ints, a callable or callables

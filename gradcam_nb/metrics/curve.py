@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from ..imaging.figure import shown_by_jupyter
-from .fill import as_fill
 from .faithfulness import PerturbationMetric
+from .fill import as_fill
 from .ranking import ranks
 
 # %% ../../nbs/metrics/curve.ipynb #10
@@ -22,19 +22,24 @@ class CurveMetric(PerturbationMetric):
 
     Raises `ValueError` for an unknown filling and for less than one step.
     """
+
     inserts = True
 
-    def __init__(self, *,
+    def __init__(
+        self,
+        *,
         fill="zero",  # what stands where the picture is not seen: "zero", "mean", "blur", or a callable `pictures -> pictures`
         steps: int = 32,  # how often the score is read; changed copies of each picture
         **options,  # `score`, `batch_size`, `progress`
     ):
         super().__init__(**options)
-        if steps < 1: raise ValueError(f"steps: got {steps}; pass 1 or more")
+        if steps < 1:
+            raise ValueError(f"steps: got {steps}; pass 1 or more")
         self.fill, self.steps = as_fill(fill), steps
 
     @property
-    def shares(self) -> Tensor: return torch.arange(self.steps + 1) / self.steps  # of the pixels that have changed sides
+    def shares(self) -> Tensor:
+        return torch.arange(self.steps + 1) / self.steps  # of the pixels that have changed sides
 
     def perturb(self, pictures: Tensor, maps: Tensor) -> Tensor:
         rank, n, filling = ranks(maps)[:, None], maps[0].numel(), self.fill(pictures)
@@ -44,7 +49,8 @@ class CurveMetric(PerturbationMetric):
     def rate(self, before: Tensor, after: Tensor) -> Tensor:  # the curves, `B × (steps + 1)`
         return torch.cat([after, before[None]] if self.inserts else [before[None], after]).T
 
-    def curves(self,
+    def curves(
+        self,
         input_tensor: Tensor,  # `B × C × spatial`
         cams,  # heat maps, `B × spatial`; or a method
         targets,  # None (each picture's top class), an int, ints, a callable or callables
@@ -68,11 +74,15 @@ def curve_figure(
 ):  # a matplotlib figure: to show, or to save with figure.savefig(path)
     "Curves with their areas. Raises `ValueError` for anything but one curve a name."
     from matplotlib.figure import Figure
-    figure = Figure(figsize=(size, .42 * size), layout="constrained")
+
+    figure = Figure(figsize=(size, 0.42 * size), layout="constrained")
     panel = figure.subplots()
     for name, curve in curves.items():
         curve = torch.as_tensor(curve).detach().float().cpu()
-        if curve.ndim != 1 or len(curve) < 2: raise ValueError(f"curves: got shape {tuple(curve.shape)} for {name!r}; pass one curve a name, such as curves[0] or curves.mean(0)")
+        if curve.ndim != 1 or len(curve) < 2:
+            raise ValueError(
+                f"curves: got shape {tuple(curve.shape)} for {name!r}; pass one curve a name, such as curves[0] or curves.mean(0)"
+            )
         panel.plot(torch.linspace(0, 1, len(curve)), curve, linewidth=1.5, label=f"{name}  {torch.trapezoid(curve) / (len(curve) - 1):.3f}")
     panel.set(xlim=(0, 1), xlabel=label, ylabel="score")
     figure.legend(loc="outside right upper", fontsize=8, frameon=False)

@@ -15,6 +15,7 @@ class Deletion(CurveMetric):
     Petsiuk et al., *RISE*, BMVC 2018, [arXiv 1806.07421](https://arxiv.org/abs/1806.07421). Cost: `steps` passes a picture.
     Options: `fill` ("zero" as in the paper), `steps` (32), `score`, `batch_size`, `progress`. `shares` and `curves` give the curve itself.
     """
+
     higher_is_better, inserts = False, False
     paper = "Petsiuk et al., 2018, arXiv 1806.07421"
     misleads = "Scattered holes fool a network as adversarial noise does, so a map of noise can beat one that shows the object."

@@ -17,11 +17,14 @@ class DropInConfidence(CamMultImageConfidenceChange):
 
     Chattopadhay et al., *Grad-CAM++*, WACV 2018, [arXiv 1710.11063](https://arxiv.org/abs/1710.11063).
     """
+
     higher_is_better = False
     paper = "Chattopadhay et al., 2018, arXiv 1710.11063"
     misleads = "A map that is bright everywhere loses nothing and gets the best number."
 
-    def __init__(self, *,
+    def __init__(
+        self,
+        *,
         relative: bool = True,  # the paper's share of the score; False: the difference, as in PyPI grad-cam
         **options,  # `score`, `batch_size`, `progress`
     ):
@@ -30,5 +33,6 @@ class DropInConfidence(CamMultImageConfidenceChange):
 
     def rate(self, before: Tensor, after: Tensor) -> Tensor:
         drop = (before - after[0]).clamp(min=0)
-        if not self.relative: return drop
-        return torch.where(drop > 0, drop / before.where(before > 0, torch.nan), 0.)
+        if not self.relative:
+            return drop
+        return torch.where(drop > 0, drop / before.where(before > 0, torch.nan), 0.0)

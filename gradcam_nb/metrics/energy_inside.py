@@ -17,13 +17,18 @@ class EnergyInside(LocalisationMetric):
     The energy-based pointing game of Wang et al., *Score-CAM*, CVPR workshops 2020, [arXiv 1910.01279](https://arxiv.org/abs/1910.01279).
     Raises `ValueError` for a map with negative values.
     """
+
     paper = "Wang et al., 2020, arXiv 1910.01279"
     misleads = "It rewards drawing the object, also where the model looked at the background, and one pixel of the object is enough."
 
-    def rate(self,
+    def rate(
+        self,
         maps: Tensor,  # `B × spatial`, not negative
         masks: Tensor,  # `B × spatial`, bool
     ) -> Tensor:  # 0 to 1, `B`
-        if (maps < 0).any(): raise ValueError("cams: has negative values, of which there is no share; pass the positive part, cams.clamp(min=0), or take RelevanceMass")
+        if (maps < 0).any():
+            raise ValueError(
+                "cams: has negative values, of which there is no share; pass the positive part, cams.clamp(min=0), or take RelevanceMass"
+            )
         inside, total = (maps * masks).flatten(1).sum(1), maps.flatten(1).sum(1)
         return inside / total.where(total > 0, 1)

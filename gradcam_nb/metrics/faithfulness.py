@@ -15,30 +15,36 @@ from .metric import Metric, Question, heat_maps
 # %% ../../nbs/metrics/faithfulness.ipynb #08
 class PerturbationMetric(Metric):
     "A metric that changes pictures by their maps and asks the model again: subclass it, write `perturb` and `rate`."
+
     steps = 1  # changed copies of each picture
 
-    def __init__(self, *,
+    def __init__(
+        self,
+        *,
         score: str = "softmax",  # what a class as target means: "softmax", "sigmoid", or "raw" for the model's own number
         batch_size: int = 32,  # rows a pass
         progress: bool = True,  # a bar, where it takes more than two seconds
     ):
         self.score, self.batch_size, self.progress = score, batch_size, progress
 
-    def perturb(self,
+    def perturb(
+        self,
         pictures: Tensor,  # `b × C × spatial`
         maps: Tensor,  # `b × spatial`
     ) -> Tensor:  # `steps × b × C × spatial`
         "The changed copies of some pictures."
         raise NotImplementedError(f"{self.name}: override perturb")
 
-    def rate(self,
+    def rate(
+        self,
         before: Tensor,  # the score of each picture, `B`
         after: Tensor,  # of its changed copies, `steps × B`
     ) -> Tensor:  # `B`
         "The metric, from the scores."
         raise NotImplementedError(f"{self.name}: override rate")
 
-    def __call__(self,
+    def __call__(
+        self,
         input_tensor: Tensor,  # `B × C × spatial`
         cams,  # heat maps, `B × spatial`; or a method, `(input_tensor, targets) -> heat maps`
         targets,  # None (each picture's top class), an int, ints, a callable or callables
@@ -51,10 +57,12 @@ class PerturbationMetric(Metric):
         scores, shown, each = [], [], max(1, self.batch_size // self.steps)
         for rows in in_batches(len(maps) * self.steps, each * self.steps, self.name, progress=self.progress):
             some = range(rows.start // self.steps, rows.stop // self.steps)
-            changed = self.perturb(input_tensor[some.start:some.stop], maps[some.start:some.stop])
+            changed = self.perturb(input_tensor[some.start : some.stop], maps[some.start : some.stop])
             scores.append(question(changed.flatten(0, 1), list(some) * self.steps).unflatten(0, (self.steps, len(some))))
-            if return_visualization: shown.append(changed.transpose(0, 1))
+            if return_visualization:
+                shown.append(changed.transpose(0, 1))
         rated = self.rate(question.before, torch.cat(scores, 1))
-        if not return_visualization: return rated
+        if not return_visualization:
+            return rated
         shown = torch.cat(shown)
         return rated, shown[:, 0] if self.steps == 1 else shown

@@ -15,12 +15,13 @@ from torch import Tensor
 def blurred(
     pictures: Tensor,  # `B × C × spatial`
     size: int = 11,  # of the window along each axis, odd, in pixels
-    sigma: float = 5.,  # standard deviation of the Gaussian, in pixels
+    sigma: float = 5.0,  # standard deviation of the Gaussian, in pixels
 ) -> Tensor:  # the same shape
     "Out of focus. Raises `ValueError` for a window without a middle and for a sigma that is not positive."
-    if size < 1 or size % 2 == 0 or not sigma > 0: raise ValueError(f"size, sigma: got {size} and {sigma}; pass an odd number of pixels and a positive sigma")
+    if size < 1 or size % 2 == 0 or not sigma > 0:
+        raise ValueError(f"size, sigma: got {size} and {sigma}; pass an odd number of pixels and a positive sigma")
     half = size // 2
-    weights = (-(torch.arange(size) - half) ** 2 / (2 * sigma ** 2)).softmax(0).tolist()
+    weights = (-((torch.arange(size) - half) ** 2) / (2 * sigma**2)).softmax(0).tolist()
     for axis in range(2, pictures.ndim):
         n = pictures.shape[axis]
         wide = pictures.index_select(axis, torch.arange(-half, n + half, device=pictures.device).clamp(0, n - 1))
@@ -34,11 +35,14 @@ FILLS = {
     "blur": blurred,
 }
 
+
 def as_fill(
     fill,  # "zero", "mean", "blur", or a callable `pictures -> what stands in for them`
     argument: str = "fill",  # its name, for the error
 ) -> Callable:
     "What makes the pictures that stand in. Raises `ValueError` for another name."
-    if callable(fill): return fill
-    if fill not in FILLS: raise ValueError(f"{argument}: got {fill!r}; pass one of {', '.join(FILLS)}, or a callable pictures -> pictures")
+    if callable(fill):
+        return fill
+    if fill not in FILLS:
+        raise ValueError(f"{argument}: got {fill!r}; pass one of {', '.join(FILLS)}, or a callable pictures -> pictures")
     return FILLS[fill]

@@ -20,22 +20,28 @@ class NoisyLinearImputer:
     Rong et al., *A Consistent and Efficient Evaluation Strategy for Attribution Methods*, ICML 2022,
     [arXiv 2202.00449](https://arxiv.org/abs/2202.00449). Raises `ValueError` for weights and shapes that do not fit.
     """
-    def __init__(self,
-        noise: float = .01,  # standard deviation, in the units of the model's input
-        weighting: Sequence | None = None,  # `((row, column), weight)` of each neighbour, as far as you like, the same on opposite sides; left out: 1/6 beside, 1/12 across a corner
+
+    def __init__(
+        self,
+        noise: float = 0.01,  # standard deviation, in the units of the model's input
+        weighting: Sequence
+        | None = None,  # `((row, column), weight)` of each neighbour, as far as you like, the same on opposite sides; left out: 1/6 beside, 1/12 across a corner
         seed: int = 0,  # of the noise; each picture gets the same
     ):
-        if noise < 0: raise ValueError(f"noise: got {noise}; pass 0 or more")
+        if noise < 0:
+            raise ValueError(f"noise: got {noise}; pass 0 or more")
         self.noise, self.seed = noise, seed
         self.kernel = None if weighting is None else _kernel(weighting)
 
-    def __call__(self,
+    def __call__(
+        self,
         pictures: Tensor,  # `B × C × spatial`
         keep: Tensor,  # `B × spatial`, true (or 1) where the pixel stays
     ) -> Tensor:  # `B × C × spatial`
         "The pictures with what is not kept filled in."
         filled = fill_holes(pictures, keep, self.kernel)
-        if not self.noise: return filled
+        if not self.noise:
+            return filled
         drawn = torch.randn(pictures.shape[1:], generator=torch.Generator().manual_seed(self.seed)).to(filled)
         return filled + self.noise * drawn * (keep == 0)[:, None]
 

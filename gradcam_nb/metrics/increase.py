@@ -16,7 +16,11 @@ class IncreaseInConfidence(CamMultImageConfidenceChange):
 
     Chattopadhay et al., *Grad-CAM++*, WACV 2018, [arXiv 1710.11063](https://arxiv.org/abs/1710.11063).
     """
-    paper = "Chattopadhay et al., 2018, arXiv 1710.11063"
-    misleads = "The score rises also where the map leaves out other objects of the picture, and by chance under maps that change next to nothing."
 
-    def rate(self, before: Tensor, after: Tensor) -> Tensor: return (after[0] > before).float()
+    paper = "Chattopadhay et al., 2018, arXiv 1710.11063"
+    misleads = (
+        "The score rises also where the map leaves out other objects of the picture, and by chance under maps that change next to nothing."
+    )
+
+    def rate(self, before: Tensor, after: Tensor) -> Tensor:
+        return (after[0] > before).float()

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .faithfulness import PerturbationMetric
 from .fill import as_fill
 from .metric import heat_maps
-from .faithfulness import PerturbationMetric
 
 # %% ../../nbs/metrics/infidelity.ipynb #07
 def random_squares(
@@ -40,27 +40,33 @@ class Infidelity(PerturbationMetric):
     Yeh et al., *On the (In)fidelity and Sensitivity of Explanations*, NeurIPS 2019, [arXiv 1901.09392](https://arxiv.org/abs/1901.09392).
     Cost: `samples` passes a picture. Raises `ValueError` for options out of range.
     """
+
     higher_is_better = False
     paper = "Yeh et al., 2019, arXiv 1901.09392"
     misleads = "A picture whose score hardly moves gives every map a good number, and a map's negative gets the number of the map."
 
-    def __init__(self, *,
+    def __init__(
+        self,
+        *,
         perturbation: str = "square",  # what is removed: "square", or "gaussian" for all of the picture, noise in its place
         fill="zero",  # what stands where something is removed: "zero", "mean", "blur", or a callable `pictures -> pictures`
         samples: int = 256,  # removals, the same for every picture
         scale: bool = True,  # multiply the map by the factor that serves it best; False: take it as it is
         multiply_by_inputs: bool = True,  # squares only: the map says what places contribute; False: what a change of colour would do
-        sigma: float = .2,  # of the noise, as a share of each picture's range
+        sigma: float = 0.2,  # of the noise, as a share of each picture's range
         seed: int = 0,  # of the removals
         **options,  # `score`, `batch_size`, `progress`
     ):
         super().__init__(**options)
-        if perturbation not in ("square", "gaussian"): raise ValueError(f"perturbation: got {perturbation!r}; pass square or gaussian")
-        if samples < 1 or not sigma > 0: raise ValueError(f"samples, sigma: got {samples} and {sigma}; pass at least one removal and a positive sigma")
+        if perturbation not in ("square", "gaussian"):
+            raise ValueError(f"perturbation: got {perturbation!r}; pass square or gaussian")
+        if samples < 1 or not sigma > 0:
+            raise ValueError(f"samples, sigma: got {samples} and {sigma}; pass at least one removal and a positive sigma")
         self.perturbation, self.fill, self.steps, self.scale = perturbation, as_fill(fill), samples, scale
         self.multiply_by_inputs, self.sigma, self.seed = multiply_by_inputs, sigma, seed
 
-    def squares(self, pictures): return random_squares(self.steps, pictures.shape[2:], self.seed).to(pictures.device)
+    def squares(self, pictures):
+        return random_squares(self.steps, pictures.shape[2:], self.seed).to(pictures.device)
 
     def noise(self, pictures):
         "`samples × b × C × spatial`: one draw for all pictures, as wide as each one's range asks for."
@@ -70,7 +76,8 @@ class Infidelity(PerturbationMetric):
 
     def perturb(self, pictures: Tensor, maps: Tensor) -> Tensor:
         filling = self.fill(pictures)
-        if self.perturbation == "gaussian": return filling + self.noise(pictures)
+        if self.perturbation == "gaussian":
+            return filling + self.noise(pictures)
         return torch.where(self.squares(pictures)[:, None, None], filling, pictures)
 
     def told(self, pictures, maps):
@@ -83,7 +90,8 @@ class Infidelity(PerturbationMetric):
         claims = maps if self.multiply_by_inputs else maps * lost
         return claims.flatten(1) @ self.squares(pictures).flatten(1).float().T
 
-    def rate(self, before: Tensor, after: Tensor) -> Tensor: return (before - after).T  # what each removal did, `B × samples`
+    def rate(self, before: Tensor, after: Tensor) -> Tensor:
+        return (before - after).T  # what each removal did, `B × samples`
 
     def __call__(self, input_tensor: Tensor, cams, targets, model, return_visualization: bool = False):
         "The infidelity of each map, `B`; with the changed pictures, `B × samples × C × spatial`, if asked for."

@@ -16,10 +16,13 @@ class Insertion(CurveMetric):
     Petsiuk et al., *RISE*, BMVC 2018, [arXiv 1806.07421](https://arxiv.org/abs/1806.07421). Cost: `steps` passes a picture.
     `shares` and `curves` give the curve itself. Raises `ValueError` for an unknown start and for less than one step.
     """
+
     paper = "Petsiuk et al., 2018, arXiv 1806.07421"
     misleads = "Where a picture holds several objects, the order of the pixels beside the object decides; and half-restored pictures are unlike any that the model has seen."
 
-    def __init__(self, *,
+    def __init__(
+        self,
+        *,
         start="blur",  # what the picture starts as: "blur" as in the paper, "zero", "mean", or a callable `pictures -> pictures`
         **options,  # `steps` (32), `score`, `batch_size`, `progress`
     ):

@@ -25,25 +25,30 @@ class IoU(LocalisationMetric):
     As boxes: Zhou et al., *Learning Deep Features for Discriminative Localization*, CVPR 2016,
     [arXiv 1512.04150](https://arxiv.org/abs/1512.04150), with a threshold of 0.2.
     """
+
     paper = "Zhou et al., 2016, arXiv 1512.04150"
     misleads = "The threshold decides as much as the map, and a map that shows only the part that the model needs is punished for it."
 
-    def __init__(self,
-        threshold: float = .5,  # share of each map's own maximum, 0 to 1; 0 keeps all that is above zero
+    def __init__(
+        self,
+        threshold: float = 0.5,  # share of each map's own maximum, 0 to 1; 0 keeps all that is above zero
         *,
         box: bool = False,  # compare the box around the map's largest connected piece with the one around the object; `B × H × W` only
     ):
-        if not 0 <= threshold <= 1: raise ValueError(f"threshold: got {threshold}; pass a share of the maximum from 0 to 1")
+        if not 0 <= threshold <= 1:
+            raise ValueError(f"threshold: got {threshold}; pass a share of the maximum from 0 to 1")
         self.threshold, self.box = threshold, box
 
-    def rate(self,
+    def rate(
+        self,
         maps: Tensor,  # `B × spatial`
         masks: Tensor,  # `B × spatial`, bool
     ) -> Tensor:  # 0 to 1, `B`
         peak = maps.flatten(1).amax(1).view(-1, *[1] * (maps.ndim - 1))
         drawn = (maps >= self.threshold * peak) & (maps > 0)
         if self.box:
-            if maps.ndim != 3: raise ValueError(f"cams: got shape {tuple(maps.shape)}; boxes are for maps of height and width, so pass box=False")
+            if maps.ndim != 3:
+                raise ValueError(f"cams: got shape {tuple(maps.shape)}; boxes are for maps of height and width, so pass box=False")
             # All pieces of a mask are equally strong, so the largest comes first.
             drawn = as_masks([pieces[:1] for pieces in to_boxes(drawn.float())], maps)
             masks = as_masks([_box_of(pieces) for pieces in to_boxes(masks.float())], maps)
@@ -56,10 +61,12 @@ class BestIoU(LocalisationMetric):
     The best threshold of a whole data set, in place of each map: Choe et al., *Evaluating Weakly Supervised Object Localization Methods Right*,
     CVPR 2020, [arXiv 2001.07437](https://arxiv.org/abs/2001.07437).
     """
+
     paper = "after Choe et al., 2020, arXiv 2001.07437"
     misleads = "The threshold is chosen with the truth at hand, for each map its own: what a map could outline, not what it does."
 
-    def rate(self,
+    def rate(
+        self,
         maps: Tensor,  # `B × spatial`, any sign
         masks: Tensor,  # `B × spatial`, bool
     ) -> Tensor:  # 0 to 1, `B`

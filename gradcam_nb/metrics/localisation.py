@@ -15,7 +15,7 @@ from .metric import Metric, maps_alone
 def _in_boxes(boxes, size):
     "The pixels whose centres lie in one of the boxes of a picture."
     boxes = torch.as_tensor(boxes, dtype=torch.float32).reshape(-1, 4)
-    y, x = (torch.arange(side) + .5 for side in size)
+    y, x = (torch.arange(side) + 0.5 for side in size)
     left, top, right, bottom = (side[:, None] for side in boxes.T.cpu())
     columns, rows = (left <= x) & (x < right), (top <= y) & (y < bottom)
     return (rows[:, :, None] & columns[:, None]).any(0)
@@ -27,10 +27,22 @@ def as_masks(
 ) -> Tensor:  # bool, `B × spatial`, on the maps' device
     "The region of the object on each map. Raises `ValueError` where neither masks nor boxes fit."
     size = tuple(cams.shape)
-    if isinstance(masks, (list, tuple)): masks = [torch.as_tensor(item) for item in masks]
-    shape = tuple(masks.shape) if hasattr(masks, "shape") else (len(masks), *masks[0].shape) if len({item.shape for item in masks}) == 1 else None
-    if shape == size: return (torch.stack(masks) if isinstance(masks, list) else torch.as_tensor(masks)).to(cams.device) != 0
-    if not (len(masks) == len(cams) and cams.ndim == 3 and all(not len(boxes) or torch.as_tensor(boxes).shape[-1] == 4 and torch.as_tensor(boxes).ndim < 3 for boxes in masks)):
+    if isinstance(masks, (list, tuple)):
+        masks = [torch.as_tensor(item) for item in masks]
+    shape = (
+        tuple(masks.shape)
+        if hasattr(masks, "shape")
+        else (len(masks), *masks[0].shape)
+        if len({item.shape for item in masks}) == 1
+        else None
+    )
+    if shape == size:
+        return (torch.stack(masks) if isinstance(masks, list) else torch.as_tensor(masks)).to(cams.device) != 0
+    if not (
+        len(masks) == len(cams)
+        and cams.ndim == 3
+        and all(not len(boxes) or torch.as_tensor(boxes).shape[-1] == 4 and torch.as_tensor(boxes).ndim < 3 for boxes in masks)
+    ):
         got = f"shape {shape}" if shape else f"{len(masks)} items"
         raise ValueError(f"masks: got {got} for heat maps of shape {size}; pass masks of that shape, or for each picture boxes n × 4")
     return torch.stack([_in_boxes(boxes, cams.shape[1:]) for boxes in masks]).to(cams.device)
@@ -38,14 +50,17 @@ def as_masks(
 # %% ../../nbs/metrics/localisation.ipynb #11
 class LocalisationMetric(Metric):
     "A metric that compares maps with the truth: subclass it and write `rate`."
-    def rate(self,
+
+    def rate(
+        self,
         maps: Tensor,  # `B × spatial`, float32
         masks: Tensor,  # `B × spatial`, bool
     ) -> Tensor:  # `B`
         "The metric, where there is an object."
         raise NotImplementedError(f"{self.name}: override rate")
 
-    def __call__(self,
+    def __call__(
+        self,
         cams,  # heat maps, `B × spatial`, a tensor or an array
         masks,  # masks, `B × spatial`; or boxes, `B × 4`, or for each picture `n × 4`: left, top, right, bottom in pixels of the map
     ) -> Tensor:  # a number for each picture, `B`; NaN where the region is empty

@@ -19,11 +19,13 @@ class MaxSensitivity(MethodMetric):
     Yeh et al., *On the (In)fidelity and Sensitivity of Explanations*, NeurIPS 2019, [arXiv 1901.09392](https://arxiv.org/abs/1901.09392).
     Where the map is zero, how far it moves, not divided. Cost: `samples` + 1 explanations.
     """
+
     higher_is_better = False
     paper = "Yeh et al., 2019, arXiv 1901.09392"
     misleads = "A map that is the same for every picture gets the best number, 0."
 
-    def __init__(self,
+    def __init__(
+        self,
         radius: float = 0.2,  # the most that a number of the input changes, in the input's own unit
         samples: int = 10,  # draws of noise; the same for every picture
         *,
@@ -31,11 +33,14 @@ class MaxSensitivity(MethodMetric):
         **how,  # `batch_size`, `progress`
     ):
         super().__init__(**how)
-        if not radius > 0: raise ValueError(f"radius: got {radius}; pass a number above 0, in the input's unit")
-        if samples < 1: raise ValueError(f"samples: got {samples}; pass 1 or more")
+        if not radius > 0:
+            raise ValueError(f"radius: got {radius}; pass a number above 0, in the input's unit")
+        if samples < 1:
+            raise ValueError(f"samples: got {samples}; pass 1 or more")
         self.radius, self.samples, self.seed = radius, samples, seed
 
-    def __call__(self,
+    def __call__(
+        self,
         input_tensor: Tensor,  # `B × C × spatial`
         cams,  # the method, `(input_tensor, targets) -> heat maps`
         targets=None,  # None (each picture's top class, before any noise), an int, ints, a callable or callables
@@ -45,7 +50,9 @@ class MaxSensitivity(MethodMetric):
         targets = self.settle(input_tensor, cams, targets, model)
         before, batch = self.explain(cams, input_tensor, targets).flatten(1), len(input_tensor)
         # Drawn on the CPU, once for all pictures: it depends neither on the device nor on the place in the batch.
-        noise = (torch.rand(self.samples, *input_tensor.shape[1:], generator=torch.Generator().manual_seed(self.seed)) * 2 - 1) * self.radius
+        noise = (
+            torch.rand(self.samples, *input_tensor.shape[1:], generator=torch.Generator().manual_seed(self.seed)) * 2 - 1
+        ) * self.radius
         moved = []
         for rows in in_batches(self.samples * batch, self.batch_size, self.name, progress=self.progress):
             draws, pictures = zip(*(divmod(row, batch) for row in range(rows.start, rows.stop)))

@@ -12,8 +12,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor, nn
 
-from ..engine.inputs import call_model
-from ..engine.inputs import check_input
+from ..engine.inputs import call_model, check_input
 from ..engine.visit import evaluating, unwrap
 from ..targets.resolve import each_score, resolve_targets
 from ..targets.softmax import find_score
@@ -21,17 +20,21 @@ from ..targets.softmax import find_score
 # %% ../../nbs/metrics/metric.ipynb #09
 class Metric:
     "One number for each picture; a subclass writes `__call__` with some of the five arguments, by their names."
+
     higher_is_better = True
     paper = ""  # author, year, where
     misleads = ""  # where it is known to mislead, in a sentence; `benchmark` says it
 
     @property
-    def direction(self) -> str: return "higher" if self.higher_is_better else "lower"
+    def direction(self) -> str:
+        return "higher" if self.higher_is_better else "lower"
 
     @property
-    def name(self) -> str: return type(self).__name__
+    def name(self) -> str:
+        return type(self).__name__
 
-    def __repr__(self): return f"{self.name} ({self.direction} is better)"
+    def __repr__(self):
+        return f"{self.name} ({self.direction} is better)"
 
 # %% ../../nbs/metrics/metric.ipynb #11
 def heat_maps(
@@ -40,31 +43,40 @@ def heat_maps(
     targets=None,  # for a method
 ) -> Tensor:  # `B × spatial`, float32, on the input's device
     "The heat maps of a batch. Raises `ValueError` for another shape and for NaN and infinite values, `TypeError` for an input that is no tensor."
-    if not isinstance(input_tensor, Tensor): raise TypeError(f"input_tensor: a metric changes pictures and needs a tensor B × C × spatial, got {type(input_tensor).__name__}")
+    if not isinstance(input_tensor, Tensor):
+        raise TypeError(f"input_tensor: a metric changes pictures and needs a tensor B × C × spatial, got {type(input_tensor).__name__}")
     check_input(input_tensor)
     size = (len(input_tensor), *input_tensor.shape[2:])
     cams = torch.as_tensor(cams(input_tensor, targets) if callable(cams) else cams, device=input_tensor.device).detach().float()
-    if cams.shape != size: raise ValueError(f"cams: got shape {tuple(cams.shape)}; pass a heat map for each picture, {' × '.join(map(str, size))}")
+    if cams.shape != size:
+        raise ValueError(f"cams: got shape {tuple(cams.shape)}; pass a heat map for each picture, {' × '.join(map(str, size))}")
     return _finite(cams)
+
 
 def maps_alone(
     cams,  # heat maps, `B × spatial`, a tensor or an array
     metric: Metric,  # who asks
 ) -> Tensor:  # `B × spatial`, float32
     "Heat maps that come without their pictures. Raises `TypeError` for a method, `ValueError` for what is no batch of maps."
-    if callable(cams): raise TypeError(f"cams: {metric.name} takes heat maps; call the method first")
+    if callable(cams):
+        raise TypeError(f"cams: {metric.name} takes heat maps; call the method first")
     maps = _finite(torch.as_tensor(cams).detach().float())
-    if maps.ndim < 2 or not maps.numel(): raise ValueError(f"cams: got shape {tuple(maps.shape)}; pass heat maps B × spatial, such as cam[None] for one")
+    if maps.ndim < 2 or not maps.numel():
+        raise ValueError(f"cams: got shape {tuple(maps.shape)}; pass heat maps B × spatial, such as cam[None] for one")
     return maps
 
+
 def _finite(cams):
-    if not cams.isfinite().all(): raise ValueError("cams: has NaN or infinite values")
+    if not cams.isfinite().all():
+        raise ValueError("cams: has NaN or infinite values")
     return cams
 
 # %% ../../nbs/metrics/metric.ipynb #13
 class Question:
     "A model, and what it is asked about each picture of a batch."
-    def __init__(self,
+
+    def __init__(
+        self,
         model: Callable,  # a module, left as it was found; or anything that can be called with the input
         input_tensor: Tensor,  # `B × C × spatial`, unchanged
         targets=None,  # None (each picture's top class), an int, ints, a callable or callables
@@ -73,8 +85,10 @@ class Question:
         batch_size: int = 32,  # rows a pass
     ):
         as_score = find_score(score)
-        if batch_size < 1: raise ValueError(f"batch_size: got {batch_size}; pass 1 or more")
-        if not callable(model): raise TypeError(f"model: expected a module or a callable, got {type(model).__name__}")
+        if batch_size < 1:
+            raise ValueError(f"batch_size: got {batch_size}; pass 1 or more")
+        if not callable(model):
+            raise TypeError(f"model: expected a module or a callable, got {type(model).__name__}")
         self.model, self.batch_size, self.targets = unwrap(model) if isinstance(model, nn.Module) else model, batch_size, []
         given = None if targets is None else resolve_targets(targets, None, len(input_tensor))
 
@@ -85,7 +99,8 @@ class Question:
 
         self.before = self._run(input_tensor, settle)  # the scores of the unchanged pictures, `B`
 
-    def __call__(self,
+    def __call__(
+        self,
         rows: Tensor,  # changed pictures, `n × C × spatial`
         pictures: Sequence[int],  # which picture each row was
     ) -> Tensor:  # `n`, float32

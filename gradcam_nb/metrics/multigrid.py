@@ -18,44 +18,56 @@ def _summed(x, dims):
     "`[1, 2, 1]` along each of the last axes, zero beyond the border: neighbours are added twice."
     for axis in range(-dims, 0):
         last = x.shape[axis] - 1
-        if not last: x = 2 * x
+        if not last:
+            x = 2 * x
         else:
             pairs, summed = x.narrow(axis, 0, last) + x.narrow(axis, 1, last), torch.empty_like(x)
             torch.add(pairs.narrow(axis, 0, last - 1), pairs.narrow(axis, 1, last - 1), out=summed.narrow(axis, 1, last - 1))
-            for end, pair in ((0, 0), (last, last - 1)): torch.add(pairs.narrow(axis, pair, 1), x.narrow(axis, end, 1), out=summed.narrow(axis, end, 1))
+            for end, pair in ((0, 0), (last, last - 1)):
+                torch.add(pairs.narrow(axis, pair, 1), x.narrow(axis, end, 1), out=summed.narrow(axis, end, 1))
             x = summed
     return x
 
+
 class _Fine:
     "The system on the pixels, for the usual kernel."
+
     def __init__(self, hole):
         self.hole, self.dims = hole, hole.ndim - 2
-        centre, total = 2 ** self.dims, 4 ** self.dims - 2 ** self.dims
+        centre, total = 2**self.dims, 4**self.dims - 2**self.dims
         self.weights = (_summed(torch.ones_like(hole[:1, :1]), self.dims) - centre) / total  # of the neighbours that there are
         self.own, self.others = hole * (self.weights + centre / total), hole / -total
         self.inverse = hole / self.weights
 
-    def __call__(self, x): return torch.addcmul(self.own * x, self.others, _summed(x, self.dims))
+    def __call__(self, x):
+        return torch.addcmul(self.own * x, self.others, _summed(x, self.dims))
 
-    def given(self, known): return -self.others * _summed(known, self.dims)
+    def given(self, known):
+        return -self.others * _summed(known, self.dims)
+
 
 class _Custom:
     "The system on the pixels, for any other kernel."
+
     def __init__(self, hole, kernel):
         self.hole, self.kernel = hole, kernel[None, None].to(hole)
         self.convolve = (F.conv1d, F.conv2d, F.conv3d)[kernel.ndim - 1]
         self.weights = self._around(torch.ones_like(hole[:1, :1]))
 
-    def _around(self, x): return self.convolve(x.flatten(0, 1)[:, None], self.kernel, padding="same").view_as(x)
+    def _around(self, x):
+        return self.convolve(x.flatten(0, 1)[:, None], self.kernel, padding="same").view_as(x)
 
-    def __call__(self, x): return self.hole * (self.weights * x - self._around(x))
+    def __call__(self, x):
+        return self.hole * (self.weights * x - self._around(x))
 
-    def given(self, known): return self.hole * self._around(known)
+    def given(self, known):
+        return self.hole * self._around(known)
 
 # %% ../../nbs/metrics/multigrid.ipynb #11
 def _halves(x, axis):
     "Every second place along an axis, and those between."
     return (x[tuple(slice(start, None, 2) if a == axis % x.ndim else slice(None) for a in range(x.ndim))] for start in (0, 1))
+
 
 def _up(x, size):
     for axis in range(-len(size), 0):
@@ -63,26 +75,32 @@ def _up(x, size):
         at, between = _halves(fine, axis)
         at.copy_(x)
         inner = x.shape[axis] - 1
-        between.narrow(axis, 0, inner).copy_(x.narrow(axis, 0, inner)).add_(x.narrow(axis, 1, inner)).mul_(.5)
-        if between.shape[axis] > inner: between.narrow(axis, inner, 1).copy_(x.narrow(axis, inner, 1))  # the last has one neighbour
+        between.narrow(axis, 0, inner).copy_(x.narrow(axis, 0, inner)).add_(x.narrow(axis, 1, inner)).mul_(0.5)
+        if between.shape[axis] > inner:
+            between.narrow(axis, inner, 1).copy_(x.narrow(axis, inner, 1))  # the last has one neighbour
         x = fine
     return x
+
 
 def _down(x, dims):
     for axis in range(-dims, 0):
         at, between = _halves(x, axis)
         x, inner = at.clone(), at.shape[axis] - 1
-        for start in (0, 1): x.narrow(axis, start, inner).add_(between.narrow(axis, 0, inner), alpha=.5)
-        if between.shape[axis] > inner: x.narrow(axis, inner, 1).add_(between.narrow(axis, inner, 1))
+        for start in (0, 1):
+            x.narrow(axis, start, inner).add_(between.narrow(axis, 0, inner), alpha=0.5)
+        if between.shape[axis] > inner:
+            x.narrow(axis, inner, 1).add_(between.narrow(axis, inner, 1))
     return x
 
 # %% ../../nbs/metrics/multigrid.ipynb #14
 class _Coarse:
     "The system on a grid of half the size; each cell has its own weights."
+
     def __init__(self, fine, size):
         small, dims = [-(-side // 2) for side in size], len(size)
-        patterns = fine.hole.new_zeros(3 ** dims, *small)
-        for pattern, start in zip(patterns, product(range(3), repeat=dims)): pattern[tuple(slice(s, None, 3) for s in start)] = 1
+        patterns = fine.hole.new_zeros(3**dims, *small)
+        for pattern, start in zip(patterns, product(range(3), repeat=dims)):
+            pattern[tuple(slice(s, None, 3) for s in start)] = 1
         felt = _down(fine(_up(patterns, size) * fine.hole), dims)
         at = torch.meshgrid(*(torch.arange(side, device=felt.device) for side in small), indexing="ij")
         self.offsets, self.dims, self.weights = list(product((-1, 0, 1), repeat=dims)), dims, []
@@ -100,13 +118,15 @@ class _Coarse:
         padded, total = F.pad(x, (1, 1) * self.dims), torch.zeros_like(x)
         for offset, weights in zip(self.offsets, self.weights):
             moved = padded
-            for axis, o in enumerate(offset): moved = moved.narrow(axis - self.dims, 1 + o, x.shape[axis - self.dims])
+            for axis, o in enumerate(offset):
+                moved = moved.narrow(axis - self.dims, 1 + o, x.shape[axis - self.dims])
             total.addcmul_(weights, moved)
         return total
 
 # %% ../../nbs/metrics/multigrid.ipynb #16
 class _Grids:
     "The systems of all grids."
+
     def __init__(self, hole):
         self.systems, self.sizes = [_Fine(hole)], [tuple(hole.shape[2:])]
         while max(self.sizes[-1]) > 5:
@@ -118,7 +138,8 @@ class _Grids:
 
     def round(self, rest, level=0):
         "About what has to be added to leave no rest."
-        if level == len(self.systems) - 1: return (rest.flatten(2) @ self.last).view_as(rest) * self.systems[-1].hole
+        if level == len(self.systems) - 1:
+            return (rest.flatten(2) @ self.last).view_as(rest) * self.systems[-1].hole
         system = self.systems[level]
         x = system.inverse * rest
         # The smallest grids cost next to nothing, so they are asked twice.
@@ -131,9 +152,12 @@ class _Grids:
 # %% ../../nbs/metrics/multigrid.ipynb #18
 def _checked(kernel, dims):
     kernel = torch.as_tensor(kernel, dtype=torch.float32)
-    if kernel.ndim != dims or any(side % 2 == 0 for side in kernel.shape): raise ValueError(f"kernel: got shape {tuple(kernel.shape)}; pass {dims} odd sides")
-    if kernel.flatten()[kernel.numel() // 2]: raise ValueError("kernel: the middle must be zero, a pixel is no neighbour of its own")
-    if not torch.equal(kernel, kernel.flip(tuple(range(dims)))) or (kernel < 0).any() or not kernel.any(): raise ValueError("kernel: pass weights that are nowhere negative, not all zero, and the same on opposite sides")
+    if kernel.ndim != dims or any(side % 2 == 0 for side in kernel.shape):
+        raise ValueError(f"kernel: got shape {tuple(kernel.shape)}; pass {dims} odd sides")
+    if kernel.flatten()[kernel.numel() // 2]:
+        raise ValueError("kernel: the middle must be zero, a pixel is no neighbour of its own")
+    if not torch.equal(kernel, kernel.flip(tuple(range(dims)))) or (kernel < 0).any() or not kernel.any():
+        raise ValueError("kernel: pass weights that are nowhere negative, not all zero, and the same on opposite sides")
     return kernel / kernel.sum()
 
 # %% ../../nbs/metrics/multigrid.ipynb #19
@@ -141,7 +165,8 @@ def _checked(kernel, dims):
 def fill_holes(
     pictures: Tensor,  # `B × C × spatial`, one, two or three spatial dimensions
     keep: Tensor,  # `B × spatial`, true where the pixel stays
-    kernel: Tensor | None = None,  # weights of the neighbours, of odd sides, the same on opposite sides; left out: 2 : 1 for beside and across a corner
+    kernel: Tensor
+    | None = None,  # weights of the neighbours, of odd sides, the same on opposite sides; left out: 2 : 1 for beside and across a corner
     *,
     tolerance: float = 2e-4,  # about how far a filled pixel may be from the exact solution, as a share of the picture's largest number
 ) -> Tensor:  # `B × C × spatial`
@@ -151,20 +176,23 @@ def fill_holes(
     kernels that do not fit.
     """
     dims = pictures.ndim - 2
-    if not 1 <= dims <= 3 or keep.shape != (len(pictures), *pictures.shape[2:]): raise ValueError(f"keep: got shape {tuple(keep.shape)} for pictures of shape {tuple(pictures.shape)}; pass B × spatial")
+    if not 1 <= dims <= 3 or keep.shape != (len(pictures), *pictures.shape[2:]):
+        raise ValueError(f"keep: got shape {tuple(keep.shape)} for pictures of shape {tuple(pictures.shape)}; pass B × spatial")
     known = pictures.float() * keep[:, None]
     hole, size = (~keep.bool())[:, None].float(), known.abs().max()
     grids = _Grids(hole)
     system = grids.systems[0] if kernel is None else _Custom(hole, _checked(kernel, dims))
     filled, rest = torch.zeros_like(known), system.given(known)
 
-    def dot(a, b): return torch.linalg.vecdot(a.flatten(2), b.flatten(2)).view(*a.shape[:2], *[1] * dims)
+    def dot(a, b):
+        return torch.linalg.vecdot(a.flatten(2), b.flatten(2)).view(*a.shape[:2], *[1] * dims)
 
     step = better = grids.round(rest)
     gain = dot(rest, better)
     for _ in range(200):
         # A round says about how far there is to go.
-        if torch.stack(better.aminmax()).abs().max() <= tolerance * size: break
+        if torch.stack(better.aminmax()).abs().max() <= tolerance * size:
+            break
         pushed = system(step)
         length = gain / dot(step, pushed).clamp(min=1e-30)
         filled, rest = filled.addcmul_(length, step), rest.addcmul_(length, pushed, value=-1)

@@ -20,9 +20,9 @@ from torch.jit import ScriptModule
 from torch.overrides import TorchFunctionMode
 
 from ..engine.batches import in_batches
+from ..engine.layers import list_layers
 from ..engine.record import find_layer
 from ..engine.visit import unwrap
-from ..engine.layers import list_layers
 from .robustness import MethodMetric, model_of
 from .similarity import find_similarity, is_constant
 
@@ -32,6 +32,7 @@ def _statistics(module):
     names = ("running_mean", "running_var", "weight", "bias") if getattr(module, "running_mean", None) is not None else ()
     return [t for name, t in module.named_buffers(recurse=False) if name in names]
 
+
 def learnt_layers(
     model: nn.Module,  # left as it was found
     input_tensor: Tensor,  # one picture of it is run
@@ -40,11 +41,13 @@ def learnt_layers(
     ran = {layer.name: i for i, layer in enumerate(list_layers(model, input_tensor))}
 
     def place(name):
-        while name and name not in ran: name = name.rpartition(".")[0]
+        while name and name not in ran:
+            name = name.rpartition(".")[0]
         return ran.get(name, -1)
 
     learnt = [name for name, module in model.named_modules() if _statistics(module) or any(True for _ in module.parameters(recurse=False))]
     return sorted(learnt, key=place, reverse=True)
+
 
 def redraw(
     layer: nn.Module,  # changed in place: its own parameters, not those of modules inside it
@@ -54,9 +57,12 @@ def redraw(
     "Make a layer forget what it learnt."
     own = {name: p for name, p in layer.named_parameters(recurse=False) if p.is_floating_point()}
     before = {name: p.detach().clone() for name, p in own.items()}
-    resets = how == "reset" and hasattr(layer, "reset_parameters") and not any(True for child in layer.children() for _ in child.parameters())
+    resets = (
+        how == "reset" and hasattr(layer, "reset_parameters") and not any(True for child in layer.children() for _ in child.parameters())
+    )
 
-    def shuffle(t): t.copy_(t.flatten()[torch.randperm(t.numel()).to(t.device)].view_as(t))
+    def shuffle(t):
+        t.copy_(t.flatten()[torch.randperm(t.numel()).to(t.device)].view_as(t))
 
     with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng(devices=[]):
         # Not `torch.manual_seed`, which seeds every GPU as well; and drawn on the CPU, so the same on every device.
@@ -67,13 +73,16 @@ def redraw(
             layer.to(device)
         for name, p in own.items():
             # What a reset leaves as it was is reparametrised (a weight norm), unless it is the norm's constant start.
-            if not resets or torch.equal(p, before[name]) and p.numel() and p.min() < p.max(): shuffle(p)
-        for t in [] if resets else _statistics(layer): shuffle(t)
+            if not resets or torch.equal(p, before[name]) and p.numel() and p.min() < p.max():
+                shuffle(p)
+        for t in [] if resets else _statistics(layer):
+            shuffle(t)
 
 # %% ../../nbs/metrics/parameter_randomisation.ipynb #11
 @dataclass
 class Stages:
     "How alike the maps are after each stage of forgetting, and what that says."
+
     method: str
     names: list[str]  # the layer down to which parameters are drawn anew; or the layers that alone are
     similarity: Tensor  # `stages × B`
@@ -88,30 +97,48 @@ class Stages:
         return self.everything[~self.blank | self.blank.all()].mean().item()
 
     @property
-    def flagged(self) -> bool: return self.end > self.threshold
+    def flagged(self) -> bool:
+        return self.end > self.threshold
 
     @property
     def verdict(self) -> str:
-        if self.blank.all(): return f"{self.method} was not tested: its maps were constant before anything was drawn anew" + ("" if not self.flagged else ", and still are") + "; try other pictures or targets"
+        if self.blank.all():
+            return (
+                f"{self.method} was not tested: its maps were constant before anything was drawn anew"
+                + ("" if not self.flagged else ", and still are")
+                + "; try other pictures or targets"
+            )
         with_all = f"with every parameter drawn anew its maps have a mean similarity of {self.end:.2f} to the trained model's"
-        return f"{self.method} does not notice: {with_all}; it does not show what was learnt" if self.flagged else f"{self.method} notices: {with_all}"
+        return (
+            f"{self.method} does not notice: {with_all}; it does not show what was learnt"
+            if self.flagged
+            else f"{self.method} notices: {with_all}"
+        )
 
-    def __repr__(self): return "\n".join([self.verdict, *(f"{value:6.2f}  {name}" for name, value in zip(self.names, self.similarity.mean(1).tolist()))])
+    def __repr__(self):
+        return "\n".join([self.verdict, *(f"{value:6.2f}  {name}" for name, value in zip(self.names, self.similarity.mean(1).tolist()))])
 
 # %% ../../nbs/metrics/parameter_randomisation.ipynb #13
 class _Detached(TorchFunctionMode):
     "What a method kept of an earlier call may hang on a graph, which cannot be copied; its numbers can."
+
     def __torch_function__(self, function, types, args=(), kwargs=None):
-        if function is Tensor.__deepcopy__ and not args[0].is_leaf: return args[0].detach().clone()
+        if function is Tensor.__deepcopy__ and not args[0].is_leaf:
+            return args[0].detach().clone()
         return function(*args, **(kwargs or {}))
+
 
 def _ran(model, call):
     "What a call gives, and whether this thread ran the model in it."
     seen, thread = [], get_ident()
-    def note(module, args): seen.append(True) if get_ident() == thread else None
+
+    def note(module, args):
+        seen.append(True) if get_ident() == thread else None
+
     with ExitStack() as hooks:
         for module in model.modules():
-            if not isinstance(module, ScriptModule): hooks.callback(module.register_forward_pre_hook(note).remove)
+            if not isinstance(module, ScriptModule):
+                hooks.callback(module.register_forward_pre_hook(note).remove)
         return call(), bool(seen)
 
 # %% ../../nbs/metrics/parameter_randomisation.ipynb #14
@@ -121,14 +148,17 @@ class ParameterRandomisation(MethodMetric):
     Adebayo et al., *Sanity Checks for Saliency Maps*, NeurIPS 2018, [arXiv 1810.03292](https://arxiv.org/abs/1810.03292).
     The model is copied, twice, and never changed. Cost: an explanation for each stage, and one.
     """
+
     higher_is_better = False
     paper = "Adebayo et al., 2018, arXiv 1810.03292"
     misleads = "Noise that changes with every parameter gets the best number (Binder et al., 2023, arXiv 2211.12486): it finds methods that do not notice, and ranks none that do."
 
-    def __init__(self,
+    def __init__(
+        self,
         form: str = "cascading",  # "cascading": from the output down to a layer; "independent": one layer, or group of layers, alone
         *,
-        similarity: str | Callable = "spearman",  # "spearman", "ssim", "pearson", "cosine", or a callable, two batches of maps -> a number for each pair
+        similarity: str
+        | Callable = "spearman",  # "spearman", "ssim", "pearson", "cosine", or a callable, two batches of maps -> a number for each pair
         redraw: str = "reset",  # "reset": initialise again; "shuffle": the same numbers in other places
         stages: int = 10,  # at most: the layers are put into so many groups
         layers: Sequence | None = None,  # or groups of your own: modules or names, each one a stage with all that is inside it
@@ -137,13 +167,17 @@ class ParameterRandomisation(MethodMetric):
         **how,  # `batch_size`, `progress`
     ):
         super().__init__(**how)
-        if form not in ("cascading", "independent"): raise ValueError(f"form: got {form!r}; pass 'cascading' or 'independent'")
-        if redraw not in ("reset", "shuffle"): raise ValueError(f"redraw: got {redraw!r}; pass 'reset' or 'shuffle'")
-        if stages < 1: raise ValueError(f"stages: got {stages}; pass 1 or more")
+        if form not in ("cascading", "independent"):
+            raise ValueError(f"form: got {form!r}; pass 'cascading' or 'independent'")
+        if redraw not in ("reset", "shuffle"):
+            raise ValueError(f"redraw: got {redraw!r}; pass 'reset' or 'shuffle'")
+        if stages < 1:
+            raise ValueError(f"stages: got {stages}; pass 1 or more")
         self.form, self.similarity, self.redraw, self.most, self.layers = form, find_similarity(similarity), redraw, stages, layers
         self.threshold, self.seed = threshold, seed
 
-    def __call__(self,
+    def __call__(
+        self,
         input_tensor: Tensor,  # `B × C × spatial`; any pictures
         cams,  # the method, an object that holds the model, such as `GradCAM(model)`
         targets=None,  # None (each picture's top class by the trained model), an int, ints, a callable or callables
@@ -151,10 +185,16 @@ class ParameterRandomisation(MethodMetric):
     ) -> Tensor:  # `B`, in [-1, 1]
         "The mean similarity of each picture's maps over the stages."
         stages = self.stages(input_tensor, cams, targets, model)
-        if stages.flagged: warnings.warn(stages.verdict, stacklevel=2)
+        if stages.flagged:
+            warnings.warn(stages.verdict, stacklevel=2)
         return stages.similarity.mean(0)
 
-    def stages(self, input_tensor: Tensor, cams, targets=None, model=None,
+    def stages(
+        self,
+        input_tensor: Tensor,
+        cams,
+        targets=None,
+        model=None,
         return_maps: bool = False,  # keep the maps of each stage, too
     ) -> Stages:
         "The similarity after each stage, and what it says; the arguments are those of a call."
@@ -162,53 +202,72 @@ class ParameterRandomisation(MethodMetric):
         targets = self.settle(input_tensor, cams, targets, model)
         order = learnt_layers(model, input_tensor)
         groups = self._groups(model, order)
-        seeds = dict(zip(order, torch.randint(2 ** 31, (len(order),), generator=torch.Generator().manual_seed(self.seed)).tolist()))
+        seeds = dict(zip(order, torch.randint(2**31, (len(order),), generator=torch.Generator().manual_seed(self.seed)).tolist()))
         cams, trained = self._copied(cams, model)
         # The first call finds the layers to look at, in the trained model; later copies look at the same.
         before, runs = _ran(trained, lambda: self.explain(cams, input_tensor, targets))
         if not runs and _ran(model, lambda: self.explain(cams, input_tensor[:1], targets[:1]))[1]:
-            raise ValueError("cams: it runs the model that was passed and not a copy of it, as functions and lambdas do; pass an object that holds the model, such as GradCAM(model)")
+            raise ValueError(
+                "cams: it runs the model that was passed and not a copy of it, as functions and lambdas do; pass an object that holds the model, such as GradCAM(model)"
+            )
 
         maps = [before]
 
         def alike(forgotten):
             method, forgetful = self._copied(cams, trained)
-            for name in forgotten: redraw(forgetful.get_submodule(name), seeds[name], self.redraw)
+            for name in forgotten:
+                redraw(forgetful.get_submodule(name), seeds[name], self.redraw)
             with warnings.catch_warnings():
                 # That a map of a network that knows nothing is blank need not be said.
                 warnings.simplefilter("ignore")
                 after = self.explain(method, input_tensor, targets)
-            if return_maps: maps.append(after)
-            return torch.where(is_constant(before) & is_constant(after), 1., self.similarity(before, after))
+            if return_maps:
+                maps.append(after)
+            return torch.where(is_constant(before) & is_constant(after), 1.0, self.similarity(before, after))
 
-        so_far = [[name for group in groups[:i + 1] for name in group] for i in range(len(groups))]
+        so_far = [[name for group in groups[: i + 1] for name in group] for i in range(len(groups))]
         plan = so_far if self.form == "cascading" else list(groups)
-        if set(plan[-1]) != set(order): plan = [*plan, order]
+        if set(plan[-1]) != set(order):
+            plan = [*plan, order]
         curve = torch.stack([alike(plan[part.start]) for part in in_batches(len(plan), 1, self.name, progress=self.progress)])
         shown = [group[-1] if self.form == "cascading" or len(group) == 1 else f"{group[0]} … {group[-1]}" for group in groups]
-        return Stages(getattr(cams, "__name__", type(cams).__name__), shown, curve[:len(groups)], curve[-1], is_constant(before), self.threshold, torch.stack(maps[:len(groups) + 1]) if return_maps else None)
+        return Stages(
+            getattr(cams, "__name__", type(cams).__name__),
+            shown,
+            curve[: len(groups)],
+            curve[-1],
+            is_constant(before),
+            self.threshold,
+            torch.stack(maps[: len(groups) + 1]) if return_maps else None,
+        )
 
     def _model(self, cams, model):
         inner, model = model_of(cams), model_of(cams, model)
-        if not isinstance(model, nn.Module): raise TypeError(f"model: {self.name} draws a module's parameters anew; pass the network, got {type(model).__name__}")
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model: {self.name} draws a module's parameters anew; pass the network, got {type(model).__name__}")
         model = unwrap(model)
-        if isinstance(inner, nn.Module) and not set(unwrap(inner).modules()) & set(model.modules()): raise ValueError("model: is not the one that cams explains; pass cams.model, or leave it out")
+        if isinstance(inner, nn.Module) and not set(unwrap(inner).modules()) & set(model.modules()):
+            raise ValueError("model: is not the one that cams explains; pass cams.model, or leave it out")
         return model
 
     def _groups(self, model, order):
         "The layers of each stage, from the output backwards."
-        if not order: raise ValueError(f"model: {type(model).__name__} has no parameters to draw anew")
+        if not order:
+            raise ValueError(f"model: {type(model).__name__} has no parameters to draw anew")
         if self.layers is None:
             count = min(self.most, len(order))
-            return [order[len(order) * i // count:len(order) * (i + 1) // count] for i in range(count)]
+            return [order[len(order) * i // count : len(order) * (i + 1) // count] for i in range(count)]
         names = {module: name for name, module in model.named_modules()}
         blocks = [names[find_layer(model, layer)] for layer in self.layers]
         groups = [[name for name in order if name == block or not block or name.startswith(f"{block}.")] for block in blocks]
-        if not all(groups) or not groups: raise ValueError(f"layers: got {self.layers}; pass modules, or their names, that have parameters")
+        if not all(groups) or not groups:
+            raise ValueError(f"layers: got {self.layers}; pass modules, or their names, that have parameters")
         return sorted(groups, key=lambda group: order.index(group[0]))
 
     def _copied(self, cams, model):
         try:
-            with torch.inference_mode(False), _Detached(): cams, model = copy.deepcopy((cams, model))
-        except Exception as error: raise ValueError(f"model: it cannot be copied together with the method, and is not changed itself ({error})") from error
+            with torch.inference_mode(False), _Detached():
+                cams, model = copy.deepcopy((cams, model))
+        except Exception as error:
+            raise ValueError(f"model: it cannot be copied together with the method, and is not changed itself ({error})") from error
         return cams, model.eval()

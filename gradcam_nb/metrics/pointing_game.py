@@ -25,8 +25,8 @@ def within(
         n = masks.shape[axis]
         reach = min(int(distance), n - 1)
         padded = F.pad(squared.transpose(axis, -1), (reach, reach), value=torch.inf)
-        squared = reduce(torch.minimum, (padded[..., k:k + n] + (k - reach) ** 2 for k in range(2 * reach + 1))).transpose(axis, -1)
-    return squared <= distance ** 2
+        squared = reduce(torch.minimum, (padded[..., k : k + n] + (k - reach) ** 2 for k in range(2 * reach + 1))).transpose(axis, -1)
+    return squared <= distance**2
 
 # %% ../../nbs/metrics/pointing_game.ipynb #09
 class PointingGame(LocalisationMetric):
@@ -34,16 +34,20 @@ class PointingGame(LocalisationMetric):
 
     Zhang et al., *Top-down Neural Attention by Excitation Backprop*, ECCV 2016, [arXiv 1608.00507](https://arxiv.org/abs/1608.00507).
     """
+
     paper = "Zhang et al., 2016, arXiv 1608.00507"
     misleads = "One pixel decides, whatever the rest of the map shows, and whether the model looked there is not asked."
 
-    def __init__(self,
+    def __init__(
+        self,
         tolerance: float = 15,  # how far from the object still counts, in pixels of the map; 0: on it
     ):
-        if not 0 <= tolerance < float("inf"): raise ValueError(f"tolerance: got {tolerance}; pass pixels, 0 or more")
+        if not 0 <= tolerance < float("inf"):
+            raise ValueError(f"tolerance: got {tolerance}; pass pixels, 0 or more")
         self.tolerance = tolerance
 
-    def rate(self,
+    def rate(
+        self,
         maps: Tensor,  # `B × spatial`
         masks: Tensor,  # `B × spatial`, bool
     ) -> Tensor:  # 0 to 1, `B`

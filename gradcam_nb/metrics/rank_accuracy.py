@@ -16,10 +16,12 @@ class RelevanceRank(LocalisationMetric):
 
     Relevance rank accuracy of Arras, Osman, Samek, *CLEVR-XAI*, Information Fusion 2022, [arXiv 2003.07258](https://arxiv.org/abs/2003.07258).
     """
+
     paper = "Arras et al., 2022, arXiv 2003.07258"
     misleads = "Only the order counts: a map that is bright everywhere is perfect if it is a little brighter on the object, and where the model looked is not asked."
 
-    def rate(self,
+    def rate(
+        self,
         maps: Tensor,  # `B × spatial`, any sign
         masks: Tensor,  # `B × spatial`, bool
     ) -> Tensor:  # 0 to 1, `B`

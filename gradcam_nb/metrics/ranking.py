@@ -13,6 +13,7 @@ def ranks(
     maps: Tensor,  # `B × spatial`, float, whole numbers or bool
 ) -> Tensor:  # int64, the same shape: 0 is the most relevant pixel of its map, ties go row by row
     "How many pixels of the same map come before each. Raises `ValueError` for NaN, which has no rank."
-    if maps.isnan().any(): raise ValueError("maps: has NaN values, which have no rank")
+    if maps.isnan().any():
+        raise ValueError("maps: has NaN values, which have no rank")
     # The place of each pixel in the order is the order's inverse.
     return maps.flatten(1).argsort(dim=1, descending=True, stable=True).argsort(1).reshape(maps.shape)

@@ -13,20 +13,25 @@ from .energy_inside import EnergyInside
 # %% ../../nbs/metrics/relevance_mass.ipynb #08
 SIGNED = {"positive": lambda maps: maps.clamp(min=0), "absolute": Tensor.abs, "square": Tensor.square}
 
+
 class RelevanceMass(EnergyInside):
     """The share of a map with a sign that lies on the object; 0 where nothing is left of the map.
 
     Relevance mass accuracy of Arras, Osman, Samek, *CLEVR-XAI*, Information Fusion 2022, [arXiv 2003.07258](https://arxiv.org/abs/2003.07258).
     """
+
     paper = "Arras et al., 2022, arXiv 2003.07258"
 
-    def __init__(self,
+    def __init__(
+        self,
         signed: str = "positive",  # what is done with the sign: "positive" drops what is below zero; "absolute"; "square"
     ):
-        if signed not in SIGNED: raise ValueError(f"signed: got {signed!r}; pass one of {', '.join(SIGNED)}")
+        if signed not in SIGNED:
+            raise ValueError(f"signed: got {signed!r}; pass one of {', '.join(SIGNED)}")
         self.signed = signed
 
-    def rate(self,
+    def rate(
+        self,
         maps: Tensor,  # `B × spatial`, any sign
         masks: Tensor,  # `B × spatial`, bool
     ) -> Tensor:  # 0 to 1, `B`

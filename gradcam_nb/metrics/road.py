@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .imputation import NoisyLinearImputer
 from .faithfulness import PerturbationMetric
+from .imputation import NoisyLinearImputer
 from .ranking import ranks
 
 # %% ../../nbs/metrics/road.ipynb #09
@@ -25,15 +25,17 @@ def _otsu(maps):
     counts = torch.zeros(len(maps), 256, device=maps.device).scatter_add_(1, levels, torch.ones_like(values))
     below, amount = counts.cumsum(1), (counts * torch.arange(256, device=maps.device)).cumsum(1)
     above, rest = below[:, -1:] - below, amount[:, -1:] - amount
-    between = (below * above * (amount / below.clamp(min=1) - rest / above.clamp(min=1)) ** 2)
+    between = below * above * (amount / below.clamp(min=1) - rest / above.clamp(min=1)) ** 2
     return (levels > between.argmax(1, keepdim=True)).view_as(maps)
+
 
 def _kept(maps, percentiles, sides):
     "The pixels that stay in each removal of the most (or least) relevant ones, `steps · b × spatial`."
     order, size = ranks(maps), maps[0].numel()
 
     def stay(percentile, most):
-        if percentile == "auto": return _otsu(maps) != most
+        if percentile == "auto":
+            return _otsu(maps) != most
         count = round(percentile / 100 * size)
         return order >= size - count if most else order < count
 
@@ -46,10 +48,12 @@ class ROADMetric(PerturbationMetric):
     Rong et al., *A Consistent and Efficient Evaluation Strategy for Attribution Methods*, ICML 2022,
     [arXiv 2202.00449](https://arxiv.org/abs/2202.00449). Raises `ValueError` for percentiles out of range.
     """
+
     paper = "Rong et al., 2022, arXiv 2202.00449"
     misleads = "Blurring a map adds no information and can still raise ROAD (arXiv 2304.13836): compare maps of about the same sharpness."
 
-    def __init__(self,
+    def __init__(
+        self,
         percentiles: Sequence,  # numbers from 0 to 100, or "auto"
         *,
         imputer=None,  # `(pictures, keep) -> pictures`; left out: `NoisyLinearImputer()`
@@ -57,8 +61,10 @@ class ROADMetric(PerturbationMetric):
     ):
         super().__init__(**how)
         for p in percentiles:
-            if p != "auto" and not (isinstance(p, (int, float)) and 0 <= p <= 100): raise ValueError(f"percentile: got {p!r}; pass a number from 0 to 100, or 'auto'")
-        if not percentiles: raise ValueError("percentiles: got none; pass at least one")
+            if p != "auto" and not (isinstance(p, (int, float)) and 0 <= p <= 100):
+                raise ValueError(f"percentile: got {p!r}; pass a number from 0 to 100, or 'auto'")
+        if not percentiles:
+            raise ValueError("percentiles: got none; pass at least one")
         self.percentiles, self.imputer = list(percentiles), imputer or NoisyLinearImputer()
         self.steps = len(self.percentiles) * len(self.sides)
 
@@ -68,33 +74,53 @@ class ROADMetric(PerturbationMetric):
         repeated = pictures.repeat(self.steps, *[1] * (pictures.ndim - 1))
         return self.imputer(repeated, _kept(maps, self.percentiles, self.sides)).unflatten(0, (self.steps, len(pictures)))
 
-    def rate(self, before: Tensor, after: Tensor) -> Tensor: return (after - before).mean(0)
+    def rate(self, before: Tensor, after: Tensor) -> Tensor:
+        return (after - before).mean(0)
 
 # %% ../../nbs/metrics/road.ipynb #11
 class ROADMostRelevantFirst(ROADMetric):
     "The change of the score when the most relevant pixels are gone: `100 - percentile` per cent of them."
+
     higher_is_better = False
-    def __init__(self, percentile: float | str = 80, **how): super().__init__([percentile], **how)
+
+    def __init__(self, percentile: float | str = 80, **how):
+        super().__init__([percentile], **how)
+
 
 class ROADLeastRelevantFirst(ROADMetric):
     "The change of the score when the least relevant pixels are gone: `100 - percentile` per cent of them."
+
     sides = (False,)
-    def __init__(self, percentile: float | str = 20, **how): super().__init__([percentile], **how)
+
+    def __init__(self, percentile: float | str = 20, **how):
+        super().__init__([percentile], **how)
+
 
 class ROADMostRelevantFirstAverage(ROADMetric):
     "The mean of `ROADMostRelevantFirst` over percentiles."
+
     higher_is_better = False
-    def __init__(self, percentiles: Sequence = (10, 20, 30, 40, 50, 60, 70, 80, 90), **how): super().__init__(percentiles, **how)
+
+    def __init__(self, percentiles: Sequence = (10, 20, 30, 40, 50, 60, 70, 80, 90), **how):
+        super().__init__(percentiles, **how)
+
 
 class ROADLeastRelevantFirstAverage(ROADMetric):
     "The mean of `ROADLeastRelevantFirst` over percentiles."
+
     sides = (False,)
-    def __init__(self, percentiles: Sequence = (10, 20, 30, 40, 50, 60, 70, 80, 90), **how): super().__init__(percentiles, **how)
+
+    def __init__(self, percentiles: Sequence = (10, 20, 30, 40, 50, 60, 70, 80, 90), **how):
+        super().__init__(percentiles, **how)
+
 
 class ROADCombined(ROADMetric):
     "Half of how much more the score minds the loss of the most relevant pixels than that of the least relevant ones, over percentiles."
+
     sides = (False, True)
-    def __init__(self, percentiles: Sequence = (10, 20, 30, 40, 50, 60, 70, 80, 90), **how): super().__init__(percentiles, **how)
+
+    def __init__(self, percentiles: Sequence = (10, 20, 30, 40, 50, 60, 70, 80, 90), **how):
+        super().__init__(percentiles, **how)
 
     def rate(self, before: Tensor, after: Tensor) -> Tensor:
         least, most = after.chunk(2)

@@ -22,40 +22,54 @@ def model_of(
     "The model that a method explains."
     return getattr(cams, "model", None) if model is None else model
 
+
 class MethodMetric(Metric):
     "A metric that has pictures explained again: subclass it and write `__call__`."
+
     needs_method = True
 
-    def __init__(self, *,
+    def __init__(
+        self,
+        *,
         batch_size: int = 32,  # pictures that the method is given at once
         progress: bool = True,  # a bar, where it takes more than two seconds
     ):
-        if batch_size < 1: raise ValueError(f"batch_size: got {batch_size}; pass 1 or more")
+        if batch_size < 1:
+            raise ValueError(f"batch_size: got {batch_size}; pass 1 or more")
         self.batch_size, self.progress = batch_size, progress
 
-    def settle(self,
+    def settle(
+        self,
         input_tensor: Tensor,  # `B × C × spatial`, unchanged
         cams,  # the method
         targets=None,  # None (each picture's top class), an int, ints, a callable or callables
         model=None,  # who says which class is on top; left out: `cams.model`
     ) -> list:  # a target for each picture, as it was given: ints stay ints
         "What is explained of each picture from now on. Raises `TypeError` for maps in place of a method."
-        if not callable(cams): raise TypeError(f"cams: {self.name} explains changed pictures again; pass the method, such as GradCAM(model)")
+        if not callable(cams):
+            raise TypeError(f"cams: {self.name} explains changed pictures again; pass the method, such as GradCAM(model)")
         batch = len(input_tensor)
         if targets is None:
             # A method that knows no model and no classes, such as an edge detector, is asked nothing.
             model = model_of(cams, model)
             return [None] * batch if model is None else Question(model, input_tensor, score="raw", batch_size=self.batch_size).targets
         resolve_targets(targets, None, batch)
-        if isinstance(targets, Tensor): targets = targets.tolist()
+        if isinstance(targets, Tensor):
+            targets = targets.tolist()
         targets = [targets] if callable(targets) or not hasattr(targets, "__iter__") else list(targets)
         return targets * batch if len(targets) == 1 else targets
 
-    def explain(self,
+    def explain(
+        self,
         cams,  # the method
         rows: Tensor,  # `n × C × spatial`
         targets: Sequence,  # from `settle`, one for each row
     ) -> Tensor:  # heat maps, `n × spatial`
         "The heat maps of some pictures, in bounded batches."
         part = range(0, len(rows), self.batch_size)
-        return torch.cat([heat_maps(cams, rows[i:i + self.batch_size], None if targets[i] is None else list(targets[i:i + self.batch_size])) for i in part])
+        return torch.cat(
+            [
+                heat_maps(cams, rows[i : i + self.batch_size], None if targets[i] is None else list(targets[i : i + self.batch_size]))
+                for i in part
+            ]
+        )

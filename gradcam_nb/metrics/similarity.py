@@ -13,13 +13,16 @@ from torch import Tensor
 # %% ../../nbs/metrics/similarity.ipynb #09
 def _pairs(a, b):
     "Two batches of maps, flat; in double precision, where the device has it."
-    if a.shape != b.shape: raise ValueError(f"b: got shape {tuple(b.shape)} for maps of shape {tuple(a.shape)}; pass maps of one shape")
+    if a.shape != b.shape:
+        raise ValueError(f"b: got shape {tuple(b.shape)} for maps of shape {tuple(a.shape)}; pass maps of one shape")
     exact = torch.float32 if a.device.type == "mps" else torch.float64
     return a.flatten(1).to(exact), b.flatten(1).to(exact)
+
 
 def _angle(a, b):
     "The cosine of the angle between rows; 0 where one is zero."
     return (F.normalize(a, dim=1, eps=1e-30) * F.normalize(b, dim=1, eps=1e-30)).sum(1).clamp(-1, 1).float()
+
 
 def _ranks(t):
     "Each value's rank in its row, between 0 and 1; equal values share the mean of their ranks."
@@ -38,13 +41,15 @@ def is_constant(
     low, high = maps.flatten(1).aminmax(dim=1)
     return high - low <= 1e-6 * torch.maximum(low.abs(), high.abs())
 
+
 def pearson(
     a: Tensor,  # `B × spatial`
     b: Tensor,  # the same shape
 ) -> Tensor:  # `B`, in [-1, 1]; 0 where a map is constant
     "Each pair's correlation."
     a, b = _pairs(a, b)
-    return torch.where(is_constant(a) | is_constant(b), 0., _angle(a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True)))
+    return torch.where(is_constant(a) | is_constant(b), 0.0, _angle(a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True)))
+
 
 def spearman(
     a: Tensor,  # `B × spatial`
@@ -52,7 +57,8 @@ def spearman(
 ) -> Tensor:  # `B`, in [-1, 1]; 0 where a map is constant
     "Each pair's rank correlation; equal values share the mean of their ranks."
     a, b = _pairs(a, b)
-    return torch.where(is_constant(a) | is_constant(b), 0., pearson(_ranks(a), _ranks(b)))
+    return torch.where(is_constant(a) | is_constant(b), 0.0, pearson(_ranks(a), _ranks(b)))
+
 
 def cosine(
     a: Tensor,  # `B × spatial`
@@ -71,25 +77,33 @@ def ssim(
     _pairs(a, b)
     a, b = a.float()[:, None], b.float()[:, None]
     spatial, side = a.ndim - 2, min(window, *((s - 1) // 2 * 2 + 1 for s in a.shape[2:]))
-    if spatial not in (1, 2, 3): raise ValueError(f"a: got shape {tuple(a[:, 0].shape)}; pass B × spatial with 1 to 3 spatial dimensions")
+    if spatial not in (1, 2, 3):
+        raise ValueError(f"a: got shape {tuple(a[:, 0].shape)}; pass B × spatial with 1 to 3 spatial dimensions")
     pool = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)[spatial - 1]
-    def window_mean(t): return pool(t, side, stride=1).flatten(1)
+
+    def window_mean(t):
+        return pool(t, side, stride=1).flatten(1)
 
     span = torch.stack([a, b]).transpose(0, 1).flatten(1)
     span = (span.amax(1) - span.amin(1))[:, None]
     span = span.where(span > 0, 1)
-    c1, c2, unbiased = (.01 * span) ** 2, (.03 * span) ** 2, side ** spatial / max(side ** spatial - 1, 1)
+    c1, c2, unbiased = (0.01 * span) ** 2, (0.03 * span) ** 2, side**spatial / max(side**spatial - 1, 1)
     mean_a, mean_b = window_mean(a), window_mean(b)
-    var_a, var_b, cov = (unbiased * (window_mean(u * v) - m * n) for u, v, m, n in ((a, a, mean_a, mean_a), (b, b, mean_b, mean_b), (a, b, mean_a, mean_b)))
-    return ((2 * mean_a * mean_b + c1) * (2 * cov + c2) / ((mean_a ** 2 + mean_b ** 2 + c1) * (var_a + var_b + c2))).mean(1)
+    var_a, var_b, cov = (
+        unbiased * (window_mean(u * v) - m * n) for u, v, m, n in ((a, a, mean_a, mean_a), (b, b, mean_b, mean_b), (a, b, mean_a, mean_b))
+    )
+    return ((2 * mean_a * mean_b + c1) * (2 * cov + c2) / ((mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2))).mean(1)
 
 # %% ../../nbs/metrics/similarity.ipynb #12
 SIMILARITIES = {"pearson": pearson, "spearman": spearman, "cosine": cosine, "ssim": ssim}
+
 
 def find_similarity(
     similarity,  # a name, or a callable, two batches of maps -> a number for each pair
 ):
     "The function of a name. Raises `ValueError` for another name."
-    if callable(similarity): return similarity
-    if similarity not in SIMILARITIES: raise ValueError(f"similarity: got {similarity!r}; pass one of {', '.join(SIMILARITIES)}, or a callable")
+    if callable(similarity):
+        return similarity
+    if similarity not in SIMILARITIES:
+        raise ValueError(f"similarity: got {similarity!r}; pass one of {', '.join(SIMILARITIES)}, or a callable")
     return SIMILARITIES[similarity]

@@ -17,10 +17,12 @@ class Sparseness(MapMetric):
 
     Chalasani et al., *Concise Explanations of Neural Networks using Adversarial Training*, ICML 2020, [arXiv 1810.06583](https://arxiv.org/abs/1810.06583).
     """
+
     paper = "Chalasani et al., 2020, arXiv 1810.06583"
     misleads = "It rewards saying little: a single pixel is the sparsest map of all, wherever it lies."
 
-    def rate(self,
+    def rate(
+        self,
         maps: Tensor,  # not negative, `B × n`
     ) -> Tensor:  # 0 to 1 − 1/n, `B`
         n = maps.shape[1]

@@ -15,5 +15,6 @@ class Sufficiency(Comprehensiveness):
     DeYoung et al., *ERASER*, ACL 2020, [arXiv 1911.03429](https://arxiv.org/abs/1911.03429). Cost: one pass for each amount and picture.
     Options: `fill` ("zero"), `shares`, `score`, `batch_size`, `progress`. Quantus' metric of this name is another one.
     """
+
     higher_is_better, keeps_top = False, True
     misleads = "Other objects vanish with the rest, so a probability can rise above that of the whole picture; below the object's size no map can be sufficient."

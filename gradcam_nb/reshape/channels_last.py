@@ -13,5 +13,6 @@ def channels_last_reshape_transform(
     tensor: Tensor,  # `B × spatial × C`
 ) -> Tensor:  # `B × C × spatial`
     "Channels from the last place to the second."
-    if tensor.ndim < 3: raise ValueError(f"reshape_transform: expected B × spatial × C, got shape {tuple(tensor.shape)}")
+    if tensor.ndim < 3:
+        raise ValueError(f"reshape_transform: expected B × spatial × C, got shape {tuple(tensor.shape)}")
     return tensor.movedim(-1, 1)

@@ -19,22 +19,32 @@ from .volume_tokens import volume_token_grid, volume_tokens_reshape_transform
 
 # %% ../../nbs/reshape/pick.ipynb #07
 def _fits(grid, size):
-    if len(grid) != len(size) or any(not 0 < g <= s for g, s in zip(grid, size)): return False
-    if len(size) == 1: return True
+    if len(grid) != len(size) or any(not 0 < g <= s for g, s in zip(grid, size)):
+        return False
+    if len(size) == 1:
+        return True
     (h, w), (height, width) = grid[-2:], size[-2:]
     return abs(h * width - w * height) <= max(height, width)
 
 # %% ../../nbs/reshape/pick.ipynb #09
 def _tokens(shape, size):
     "The transform for `B × N × C`; None if `N` is no grid."
-    if len(size) == 1: return partial(signal_reshape_transform, length=n) if (n := signal_tokens(shape, *size)) else None
+    if len(size) == 1:
+        return partial(signal_reshape_transform, length=n) if (n := signal_tokens(shape, *size)) else None
     grid = (token_grid if len(size) == 2 else volume_token_grid)(shape[1], size)
-    if grid is None: return None
-    return partial(vit_reshape_transform, height=grid[1], width=grid[2]) if len(size) == 2 else partial(volume_tokens_reshape_transform, grid=grid[1:])
+    if grid is None:
+        return None
+    return (
+        partial(vit_reshape_transform, height=grid[1], width=grid[2])
+        if len(size) == 2
+        else partial(volume_tokens_reshape_transform, grid=grid[1:])
+    )
+
 
 def _sequence_first(shape, size, batch):
     "The transform for `N × B × C`; None if it is no such thing."
-    if len(shape) != 3 or len(size) != 2 or shape[0] == shape[1] or shape[1] != (1 if batch is None else batch): return None
+    if len(shape) != 3 or len(size) != 2 or shape[0] == shape[1] or shape[1] != (1 if batch is None else batch):
+        return None
     grid = token_grid(shape[0], size)
     return partial(sequence_first_reshape_transform, height=grid[1], width=grid[2]) if grid else None
 
@@ -53,12 +63,17 @@ def pick_reshape(
 ) -> Callable | None:  # a reshape transform, for any number of pictures; None if the output has no place on the picture
     "The reshape transform that fits a layer's output."
     shape, size = tuple(shape), tuple(size)
-    if transform := _sequence_first(shape, size, batch): return transform
-    if batch is not None and shape[:1] != (batch,): return None
-    if len(shape) == 3 and (transform := _tokens(shape, size)): return transform
+    if transform := _sequence_first(shape, size, batch):
+        return transform
+    if batch is not None and shape[:1] != (batch,):
+        return None
+    if len(shape) == 3 and (transform := _tokens(shape, size)):
+        return transform
     if len(shape) == len(size) + 2:
-        if _fits(shape[2:], size): return as_it_is
-        if _fits(shape[1:-1], size): return channels_last_reshape_transform
+        if _fits(shape[2:], size):
+            return as_it_is
+        if _fits(shape[1:-1], size):
+            return channels_last_reshape_transform
     return None
 
 # %% ../../nbs/reshape/pick.ipynb #13
@@ -71,9 +86,14 @@ def why_no_reshape(
     by, shape, why = lambda numbers: " × ".join(map(str, numbers)), tuple(shape), []
     if batch is not None and shape[:1] != (batch,):
         why.append(f"its first number is not {batch}, the number of pictures")
-        if len(shape) == 3 and shape[1] == batch: why.append(f"{shape[0]} tokens (sequence_first_reshape_transform) are no grid of equal patches")
+        if len(shape) == 3 and shape[1] == batch:
+            why.append(f"{shape[0]} tokens (sequence_first_reshape_transform) are no grid of equal patches")
     else:
-        if len(shape) == len(size) + 2: why.append(f"neither {by(shape[2:])} (as_it_is) nor {by(shape[1:-1])} (channels_last_reshape_transform) has its proportions")
-        if len(shape) == 3: why.append(f"{shape[1]} tokens ({('signal', 'vit', 'volume_tokens')[len(size) - 1]}_reshape_transform) are no grid of equal patches")
+        if len(shape) == len(size) + 2:
+            why.append(f"neither {by(shape[2:])} (as_it_is) nor {by(shape[1:-1])} (channels_last_reshape_transform) has its proportions")
+        if len(shape) == 3:
+            why.append(
+                f"{shape[1]} tokens ({('signal', 'vit', 'volume_tokens')[len(size) - 1]}_reshape_transform) are no grid of equal patches"
+            )
     why = why or [f"as_it_is and channels_last_reshape_transform take {len(size) + 2} numbers, tokens have 3"]
     return f"shape {shape} has no places on an input of {by(size)}: {', and '.join(why)}"

@@ -17,5 +17,6 @@ def sequence_first_reshape_transform(
     width: int | None = None,  # columns of patches
 ) -> Tensor:  # `B × C × height × width`
     "Tokens with the sequence first as a grid, without class, distillation and register tokens."
-    if tensor.ndim != 3: raise ValueError(f"reshape_transform: expected tokens of shape N × B × C, got {tuple(tensor.shape)}")
+    if tensor.ndim != 3:
+        raise ValueError(f"reshape_transform: expected tokens of shape N × B × C, got {tuple(tensor.shape)}")
     return vit_reshape_transform(tensor.transpose(0, 1), height, width)

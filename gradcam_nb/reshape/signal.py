@@ -18,11 +18,13 @@ def signal_reshape_transform(
     length: int | None = None,  # how many tokens have a place; left out: all
 ) -> Tensor:  # `B × C × length`
     "The tokens of a signal in a row, without class and register tokens."
-    if tensor.ndim != 3: raise ValueError(f"reshape_transform: expected tokens of shape B × N × C, got {tuple(tensor.shape)}")
+    if tensor.ndim != 3:
+        raise ValueError(f"reshape_transform: expected tokens of shape B × N × C, got {tuple(tensor.shape)}")
     n = tensor.shape[1]
     length = n if length is None else length
-    if not 0 < length <= n: raise ValueError(f"length: got {length} for {n} tokens; pass 1 to {n}")
-    return tensor[:, n - length:].movedim(-1, 1)
+    if not 0 < length <= n:
+        raise ValueError(f"length: got {length} for {n} tokens; pass 1 to {n}")
+    return tensor[:, n - length :].movedim(-1, 1)
 
 # %% ../../nbs/reshape/signal.ipynb #12
 def signal_tokens(

@@ -20,7 +20,9 @@ def swin_reshape_transform(
     if tensor.ndim == 3:
         n = tensor.shape[1]
         height, width = height or (n // width if width else isqrt(n)), width or (n // height if height else isqrt(n))
-        if height * width != n: raise ValueError(f"reshape_transform: {n} tokens are no grid of {height} × {width}; pass height= and width=")
+        if height * width != n:
+            raise ValueError(f"reshape_transform: {n} tokens are no grid of {height} × {width}; pass height= and width=")
         tensor = tensor.unflatten(1, (height, width))
-    if tensor.ndim != 4: raise ValueError(f"reshape_transform: expected B × h × w × C or B × N × C, got shape {tuple(tensor.shape)}")
+    if tensor.ndim != 4:
+        raise ValueError(f"reshape_transform: expected B × h × w × C or B × N × C, got shape {tuple(tensor.shape)}")
     return tensor.movedim(-1, 1)

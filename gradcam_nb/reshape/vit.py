@@ -17,9 +17,12 @@ def patch_grids(
 ) -> Iterator[tuple[int, bool, tuple[int, ...]]]:  # the patch's side, whether it divides the input, the grid
     "The grids of equal patches that an input may be cut into, the likely ones first."
     for s in range(1, min(56, *size) + 1):
-        if not any(n % s for n in size): yield s, True, tuple(n // s for n in size)
-    for s in range(1, min(32, *size) + 1): yield s, False, tuple(n // s for n in size)
-    for s in (2, 4, 8, 16, 32): yield s, False, tuple(-(-n // s) for n in size)
+        if not any(n % s for n in size):
+            yield s, True, tuple(n // s for n in size)
+    for s in range(1, min(32, *size) + 1):
+        yield s, False, tuple(n // s for n in size)
+    for s in (2, 4, 8, 16, 32):
+        yield s, False, tuple(-(-n // s) for n in size)
 
 # %% ../../nbs/reshape/vit.ipynb #11
 def token_grid(
@@ -28,7 +31,11 @@ def token_grid(
     most: int = 9,  # the largest number of tokens without a place that is thought of
 ) -> tuple[int, ...] | None:  # tokens without a place, rows, columns; None if no grid fits
     "The grid of square patches that has so many tokens."
-    fits = [(tokens - prod(grid) + 4 * (not divides), tokens - prod(grid), *grid) for _, divides, grid in patch_grids(size) if 1 < prod(grid) <= tokens <= prod(grid) + most]
+    fits = [
+        (tokens - prod(grid) + 4 * (not divides), tokens - prod(grid), *grid)
+        for _, divides, grid in patch_grids(size)
+        if 1 < prod(grid) <= tokens <= prod(grid) + most
+    ]
     return min(fits, key=lambda fit: fit[0])[1:] if fits else None
 
 # %% ../../nbs/reshape/vit.ipynb #15
@@ -38,9 +45,11 @@ def vit_reshape_transform(
     width: int | None = None,  # columns of patches
 ) -> Tensor:  # `B × C × height × width`
     "A transformer's tokens as a grid, without class, distillation and register tokens."
-    if tensor.ndim != 3: raise ValueError(f"reshape_transform: expected tokens of shape B × N × C, got {tuple(tensor.shape)}")
+    if tensor.ndim != 3:
+        raise ValueError(f"reshape_transform: expected tokens of shape B × N × C, got {tuple(tensor.shape)}")
     tokens = tensor.shape[1]
     height = height or width or next((isqrt(n) for n in range(tokens, max(tokens - 17, 0), -1) if isqrt(n) ** 2 == n), 0)
     width = width or height
-    if not 0 < height * width <= tokens: raise ValueError(f"reshape_transform: {tokens} tokens are no grid of {height} × {width}; pass height= and width=")
-    return tensor[:, tokens - height * width:].unflatten(1, (height, width)).movedim(-1, 1)
+    if not 0 < height * width <= tokens:
+        raise ValueError(f"reshape_transform: {tokens} tokens are no grid of {height} × {width}; pass height= and width=")
+    return tensor[:, tokens - height * width :].unflatten(1, (height, width)).movedim(-1, 1)

@@ -20,9 +20,13 @@ def volume_tokens_reshape_transform(
 ) -> Tensor:  # `B × C × grid`
     "The tokens of a video or volume as a grid, without class and register tokens."
     grid = tuple(grid)
-    if tensor.ndim != 3: raise ValueError(f"reshape_transform: expected tokens of shape B × N × C, got {tuple(tensor.shape)}")
-    if not 0 < prod(grid) <= tensor.shape[1]: raise ValueError(f"grid: {tensor.shape[1]} tokens are no grid of {' × '.join(map(str, grid))}; pass the numbers of tokens in depth, height and width")
-    return tensor[:, tensor.shape[1] - prod(grid):].unflatten(1, grid).movedim(-1, 1)
+    if tensor.ndim != 3:
+        raise ValueError(f"reshape_transform: expected tokens of shape B × N × C, got {tuple(tensor.shape)}")
+    if not 0 < prod(grid) <= tensor.shape[1]:
+        raise ValueError(
+            f"grid: {tensor.shape[1]} tokens are no grid of {' × '.join(map(str, grid))}; pass the numbers of tokens in depth, height and width"
+        )
+    return tensor[:, tensor.shape[1] - prod(grid) :].unflatten(1, grid).movedim(-1, 1)
 
 # %% ../../nbs/reshape/volume_tokens.ipynb #10
 def volume_token_grid(

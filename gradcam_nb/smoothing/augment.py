@@ -18,6 +18,7 @@ def mirror(
     "Left and right change places; its own inverse."
     return tensor.flip(-1)
 
+
 def as_it_was(
     maps: Tensor,  # heat maps
 ) -> Tensor:
@@ -25,12 +26,17 @@ def as_it_was(
     return maps
 
 # %% ../../nbs/smoothing/augment.ipynb #07
-def _scaled(factor, mirrored, tensor): return (mirror(tensor) if mirrored else tensor) * factor
+def _scaled(factor, mirrored, tensor):
+    return (mirror(tensor) if mirrored else tensor) * factor
 
 # %% ../../nbs/smoothing/augment.ipynb #08
 def mirrored_and_scaled(
     factors: tuple[float, ...] = (0.9, 1.0, 1.1),  # of brightness
 ) -> list[tuple[Callable, Callable]]:  # (change of the input, undoing it on the map); without the plain picture
     "Views of a picture: mirrored or not, times each factor."
-    return [(partial(_scaled, factor, mirrored), mirror if mirrored else as_it_was)
-            for mirrored in (False, True) for factor in factors if mirrored or factor != 1]
+    return [
+        (partial(_scaled, factor, mirrored), mirror if mirrored else as_it_was)
+        for mirrored in (False, True)
+        for factor in factors
+        if mirrored or factor != 1
+    ]

@@ -19,6 +19,7 @@ def strength(
     signed = (rows.flatten(1).amin(1) < 0)[:, None, None]
     return torch.where(signed, rows - rows.mean(2, keepdim=True), rows).norm(dim=1).unflatten(1, features.shape[2:])
 
+
 def first_component(
     features: Tensor,  # `B × C × spatial`
     like: Tensor | None = None,  # `B × spatial`: the sign is such that the map agrees with it; left out: `strength`
@@ -31,7 +32,8 @@ def first_component(
         if rows.shape[1] <= rows.shape[2]:
             values, vectors = torch.linalg.eigh(rows @ rows.mT)
             flat = vectors[..., -1] * values[:, -1:].clamp(min=0).sqrt()
-        else: flat = (rows @ torch.linalg.eigh(rows.mT @ rows)[1][..., -1:])[..., 0]
+        else:
+            flat = (rows @ torch.linalg.eigh(rows.mT @ rows)[1][..., -1:])[..., 0]
     like = (strength(features) if like is None else like).flatten(1)
     agreement = (flat * (like - like.mean(1, keepdim=True))).sum(1, keepdim=True)
     return (flat * torch.where(agreement < 0, -1, 1)).unflatten(1, size)

@@ -9,7 +9,6 @@ __all__ = ['noisy']
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
 
 from .augment import as_it_was
 
@@ -20,7 +19,8 @@ def noisy(
     seed: int = 0,  # the same seed gives the same noise
 ) -> list[tuple[Callable, Callable]]:  # views: (change of the input, undoing it on the map)
     "Views of a picture under Gaussian noise. Smilkov et al., *SmoothGrad*, 2017, [arXiv 1706.03825](https://arxiv.org/abs/1706.03825)."
-    if n < 1 or sigma <= 0: raise ValueError(f"noisy: got n={n}, sigma={sigma}; pass at least one copy and a positive sigma")
+    if n < 1 or sigma <= 0:
+        raise ValueError(f"noisy: got n={n}, sigma={sigma}; pass at least one copy and a positive sigma")
 
     def change(number, x):
         # Drawn on the CPU, so that the noise does not depend on the device.

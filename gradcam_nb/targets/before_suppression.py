@@ -21,12 +21,13 @@ def _two_stages(detector, batch, features):
     boxes = heads.box_coder.decode(deltas, proposals)
     return zip(boxes.split(counts), logits.split(counts), [None] * len(counts))
 
+
 def _one_stage(detector, batch, features):
     "For each picture: boxes, class logits, objectness before its sigmoid or None."
     features = list(features.values())
     head, anchors = detector.head(features), detector.anchor_generator(batch, features)
     coder = detector.box_coder
-    decode = getattr(coder, "decode_single", coder.decode)      # FCOS's coder has but one
+    decode = getattr(coder, "decode_single", coder.decode)  # FCOS's coder has but one
     boxes = [decode(deltas, around) for deltas, around in zip(head["bbox_regression"], anchors)]
     return zip(boxes, head["cls_logits"], head.get("bbox_ctrness", [None] * len(boxes)))
 
@@ -36,35 +37,46 @@ class BeforeSuppression(nn.Module):
 
     Raises `TypeError` for a model that is none of these detectors, `ValueError` when it is called in training mode.
     """
-    def __init__(self,
+
+    def __init__(
+        self,
         detector: nn.Module,  # Faster R-CNN, Mask R-CNN, Keypoint R-CNN, RetinaNet, SSD, SSDlite, FCOS; not changed
     ):
         from torchvision.models import detection
+
         super().__init__()
         if not isinstance(detector, (detection.FasterRCNN, detection.RetinaNet, detection.FCOS, detection.ssd.SSD)):
-            raise TypeError(f"detector: got {type(detector).__name__}; pass torchvision's Faster R-CNN, Mask R-CNN, Keypoint R-CNN, RetinaNet, SSD or FCOS, or give BoxTarget a function `candidates` for this model's output")
+            raise TypeError(
+                f"detector: got {type(detector).__name__}; pass torchvision's Faster R-CNN, Mask R-CNN, Keypoint R-CNN, RetinaNet, SSD or FCOS, or give BoxTarget a function `candidates` for this model's output"
+            )
         self.detector, self.training = detector, detector.training
         self.softmax = isinstance(detector, (detection.FasterRCNN, detection.ssd.SSD))
 
-    def forward(self,
+    def forward(
+        self,
         images,  # a list of pictures `3 × H × W`, or a batch, as the detector takes them
     ) -> list[dict]:  # for each picture `boxes`, `class_scores`, `class_logits`, and for FCOS `objectness`
         "The candidates of each picture."
         detector = self.detector
-        if detector.training: raise ValueError("detector: is in training mode, in which it has no detections; call its eval() first")
+        if detector.training:
+            raise ValueError("detector: is in training mode, in which it has no detections; call its eval() first")
         batch, _ = detector.transform(images)
         features = detector.backbone(batch.tensors)
-        if isinstance(features, Tensor): features = OrderedDict([("0", features)])
+        if isinstance(features, Tensor):
+            features = OrderedDict([("0", features)])
         found = (_two_stages if hasattr(detector, "roi_heads") else _one_stage)(detector, batch, features)
         return [self._candidates(*one, seen, image.shape[-2:]) for one, seen, image in zip(found, batch.image_sizes, images)]
 
     def _candidates(self, boxes, logits, objectness, seen, size):
         "The dict of one picture, its boxes moved from the size that the network saw to the picture's own."
         from torchvision.ops import clip_boxes_to_image
+
         placed = [dict(boxes=clip_boxes_to_image(boxes.reshape(-1, 4), seen))]
         placed = self.detector.transform.postprocess(placed, [seen], [tuple(size)])[0]["boxes"].reshape(boxes.shape)
-        if self.softmax: scores = logits.softmax(-1) * (torch.arange(logits.shape[-1], device=logits.device) > 0)
-        else: scores = logits.sigmoid() if objectness is None else _root(logits)
+        if self.softmax:
+            scores = logits.softmax(-1) * (torch.arange(logits.shape[-1], device=logits.device) > 0)
+        else:
+            scores = logits.sigmoid() if objectness is None else _root(logits)
         found = dict(boxes=placed, class_scores=scores, class_logits=logits)
         return found if objectness is None else found | dict(objectness=_root(objectness[:, 0]))
 

@@ -15,17 +15,25 @@ from .output_part import picture_scores
 # %% ../../nbs/targets/binary.ipynb #09
 class BinaryClassifierOutputTarget:
     "The one score of a model that tells two classes apart: as it is for class 1, its negative for class 0."
-    def __init__(self,
+
+    def __init__(
+        self,
         category: int,  # 1: what speaks for the score; 0: what speaks against it
     ):
-        if category not in (0, 1): raise ValueError(f"category: got {category!r}; pass 1 for the score, 0 for its negative")
+        if category not in (0, 1):
+            raise ValueError(f"category: got {category!r}; pass 1 for the score, 0 for its negative")
         self.category = int(category)
 
-    def __call__(self,
+    def __call__(
+        self,
         output: Any,  # one picture's score: one number, in any shape, or what holds it under `logits`
     ) -> Tensor:  # the score, or its negative
         score = picture_scores(output)
-        if score.numel() != 1: raise ValueError(f"target: the model gives {score.numel()} numbers for a picture, and a binary score is one; pass ClassifierOutputTarget({self.category})")
+        if score.numel() != 1:
+            raise ValueError(
+                f"target: the model gives {score.numel()} numbers for a picture, and a binary score is one; pass ClassifierOutputTarget({self.category})"
+            )
         return score.reshape(()) if self.category else -score.reshape(())
 
-    def __repr__(self): return f"BinaryClassifierOutputTarget({self.category})"
+    def __repr__(self):
+        return f"BinaryClassifierOutputTarget({self.category})"

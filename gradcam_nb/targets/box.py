@@ -21,10 +21,13 @@ _WHAT = ("class", "objectness", "score", "coordinates", *_EDGES)
 def _parts(found):
     "Boxes, class scores, class logits (the scores again where there are none), objectness (or None)."
     if not isinstance(found, Mapping) or not {"boxes", "class_scores"} <= found.keys():
-        raise TypeError(f"target: this model's output for a picture is no dict with boxes and class_scores (it is {type(found).__name__}); pass candidates, a function that makes one of it, or put a torchvision detector into BeforeSuppression")
+        raise TypeError(
+            f"target: this model's output for a picture is no dict with boxes and class_scores (it is {type(found).__name__}); pass candidates, a function that makes one of it, or put a torchvision detector into BeforeSuppression"
+        )
     boxes, scores, objectness = found["boxes"], found["class_scores"], found.get("objectness")
     logits = found.get("class_logits", scores)
-    if len(scores) and (scores.min() < 0 or scores.max() > 1): scores = scores.sigmoid()
+    if len(scores) and (scores.min() < 0 or scores.max() > 1):
+        scores = scores.sigmoid()
     return boxes, scores, logits, objectness
 
 # %% ../../nbs/targets/box.ipynb #11
@@ -34,43 +37,59 @@ class BoxTarget:
     Which candidate: the largest overlap (IoU) times score, chosen without gradient.
     Raises `ValueError` where no candidate overlaps the box.
     """
-    def __init__(self,
+
+    def __init__(
+        self,
         box,  # left, top, right, bottom, in the pixels of the candidates' boxes
         label: int | None = None,  # its class; left out: the best of any
         what: str = "class",  # "class" score, "objectness", "score" (their product), "coordinates" (the sum of the edges), or one edge: "left", "top", "right", "bottom"
         candidates=None,  # a function: one picture's output -> a dict of candidates; left out: the output is one
     ):
         self.box = torch.as_tensor(box, dtype=torch.float32).detach()
-        if tuple(self.box.shape) != (4,) or not (self.box[:2] < self.box[2:]).all(): raise ValueError(f"box: got {self.box.tolist()}; pass left, top, right, bottom, with left < right and top < bottom")
-        if what not in _WHAT: raise ValueError(f"what: got {what!r}; pass one of {', '.join(_WHAT)}")
+        if tuple(self.box.shape) != (4,) or not (self.box[:2] < self.box[2:]).all():
+            raise ValueError(f"box: got {self.box.tolist()}; pass left, top, right, bottom, with left < right and top < bottom")
+        if what not in _WHAT:
+            raise ValueError(f"what: got {what!r}; pass one of {', '.join(_WHAT)}")
         self.label, self.what, self.candidates = label, what, candidates
 
-    def __call__(self,
+    def __call__(
+        self,
         output,  # one picture's `boxes` (`N × 4` or `N × K × 4`), `class_scores` (`N × K`: probabilities, or logits), and what there is of `class_logits`, `objectness` (`N`)
     ) -> Tensor:  # a number
         boxes, scores, logits, objectness = _parts(self.candidates(output) if self.candidates else output)
-        if objectness is None and self.what == "objectness": raise ValueError("what: these candidates have no objectness; ask for 'class' or 'score'")
+        if objectness is None and self.what == "objectness":
+            raise ValueError("what: these candidates have no objectness; ask for 'class' or 'score'")
         n, label = self._best(boxes.detach(), scores.detach() if objectness is None else (scores * objectness[:, None]).detach())
-        if self.what == "class": return logits[n, label]
-        if self.what == "objectness": return objectness[n]
-        if self.what == "score": return scores[n, label] if objectness is None else scores[n, label] * objectness[n]
+        if self.what == "class":
+            return logits[n, label]
+        if self.what == "objectness":
+            return objectness[n]
+        if self.what == "score":
+            return scores[n, label] if objectness is None else scores[n, label] * objectness[n]
         edges = boxes[n] if boxes.ndim == 2 else boxes[n, label]
         return edges.sum() if self.what == "coordinates" else edges[_EDGES.index(self.what)]
 
     def _best(self, boxes, scores):
         "Which candidate, and of which class."
         from torchvision.ops import box_iou
+
         classes = scores.shape[-1]
-        if self.label is not None and not 0 <= self.label < classes: raise ValueError(f"target: class {self.label} of a detector with {classes} classes; pass 0 to {classes - 1}")
-        if self.label is not None: scores, boxes = scores[:, [self.label]], boxes if boxes.ndim == 2 else boxes[:, [self.label]]
+        if self.label is not None and not 0 <= self.label < classes:
+            raise ValueError(f"target: class {self.label} of a detector with {classes} classes; pass 0 to {classes - 1}")
+        if self.label is not None:
+            scores, boxes = scores[:, [self.label]], boxes if boxes.ndim == 2 else boxes[:, [self.label]]
         overlap = box_iou(self.box[None].to(boxes), boxes.reshape(-1, 4)).reshape(len(boxes), -1)
         match = overlap * scores
-        if not match.numel() or not match.max() > 0: raise ValueError(f"target: none of the {len(boxes)} candidates overlaps the box {self._place()}; pass a box in the pixels that the model's boxes have")
+        if not match.numel() or not match.max() > 0:
+            raise ValueError(
+                f"target: none of the {len(boxes)} candidates overlaps the box {self._place()}; pass a box in the pixels that the model's boxes have"
+            )
         n, label = divmod(int(match.argmax()), match.shape[1])
         return n, label if self.label is None else self.label
 
     @classmethod
-    def of(cls,
+    def of(
+        cls,
         detections: Mapping,  # what the detector finds in one picture: `boxes`, `scores`, and `labels` if there are any
         index: int | None = None,  # which of them; left out: the one with the highest score
         **how,  # `what`, `candidates`
@@ -79,6 +98,8 @@ class BoxTarget:
         one = DetectionTarget.of(detections, index)
         return cls(one.box, one.label, **how)
 
-    def _place(self): return [round(edge, 1) for edge in self.box.tolist()]
+    def _place(self):
+        return [round(edge, 1) for edge in self.box.tolist()]
 
-    def __repr__(self): return f"BoxTarget({self._place()}, {self.label}, {self.what!r})"
+    def __repr__(self):
+        return f"BoxTarget({self._place()}, {self.label}, {self.what!r})"

@@ -17,6 +17,7 @@ def _corners(boxes):
     centre, half = boxes[..., :2], boxes[..., 2:] / 2
     return torch.cat([centre - half, centre + half], -1)
 
+
 def _table(output, columns, shape):
     "The first tensor of one picture's output, checked."
     table = output[0] if isinstance(output, Sequence) and len(output) else output
@@ -32,6 +33,7 @@ def yolo_candidates(
     "The candidates of a YOLO with objectness: v3, v5, v7, YOLOX."
     rows = _table(output, 1, "N × (5 + classes): centre x, y, width, height, objectness, classes")
     return dict(boxes=_corners(rows[:, :4]), objectness=rows[:, 4], class_scores=rows[:, 5:])
+
 
 def yolov8_candidates(
     output,  # one picture's columns, `(4 + K) × N`: centre x and y, width, height, classes; or a tuple that begins with it
@@ -49,9 +51,13 @@ def detr_candidates(
     "The candidates of a DETR and its descendants."
     part = output.get if isinstance(output, Mapping) else lambda name: getattr(output, name, None)
     logits, boxes = part("logits"), part("pred_boxes")
-    if logits is None: logits = part("pred_logits")
-    if logits is None or boxes is None: raise ValueError(f"candidates: got {type(output).__name__} without logits and pred_boxes; pass DETR's output for a picture")
+    if logits is None:
+        logits = part("pred_logits")
+    if logits is None or boxes is None:
+        raise ValueError(f"candidates: got {type(output).__name__} without logits and pred_boxes; pass DETR's output for a picture")
     boxes = _corners(boxes)
-    if size is not None: boxes = boxes * boxes.new_tensor([size[1], size[0]] * 2)
-    if not no_object: return dict(boxes=boxes, class_scores=logits.sigmoid(), class_logits=logits)
+    if size is not None:
+        boxes = boxes * boxes.new_tensor([size[1], size[0]] * 2)
+    if not no_object:
+        return dict(boxes=boxes, class_scores=logits.sigmoid(), class_logits=logits)
     return dict(boxes=boxes, class_scores=logits.softmax(-1)[:, :-1], class_logits=logits[:, :-1])

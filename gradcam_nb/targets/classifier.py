@@ -11,20 +11,27 @@ from torch import Tensor
 # %% ../../nbs/targets/classifier.ipynb #08
 class ClassifierOutputTarget:
     "The score of a class."
+
     is_score = True  # of a class, and not made from several
 
-    def __init__(self,
+    def __init__(
+        self,
         category: int,  # index of the class
     ):
         self.category = int(category)
 
-    def __call__(self,
+    def __call__(
+        self,
         output: Tensor,  # one picture's class scores, `K`, or `… × K`
     ) -> Tensor:  # the score of the class
-        if not output.ndim: raise ValueError("target: the model gives a single number for a picture and no class scores; pass BinaryClassifierOutputTarget or RegressionOutputTarget")
+        if not output.ndim:
+            raise ValueError(
+                "target: the model gives a single number for a picture and no class scores; pass BinaryClassifierOutputTarget or RegressionOutputTarget"
+            )
         classes = output.shape[-1]
         if not 0 <= self.category < classes:
             raise ValueError(f"target: class {self.category} of a model with {classes} classes; pass 0 to {classes - 1}")
         return output[..., self.category]
 
-    def __repr__(self): return f"ClassifierOutputTarget({self.category})"
+    def __repr__(self):
+        return f"ClassifierOutputTarget({self.category})"

@@ -18,18 +18,24 @@ from .output_part import picture_scores
 # %% ../../nbs/targets/contrast.ipynb #09
 class ContrastTarget:
     "The score of a class less that of another, or less the mean of several others."
-    def __init__(self,
+
+    def __init__(
+        self,
         category: int,  # index of the class
         other: int | Sequence[int],  # the class to compare with, or several
     ):
         self.category, self.others = int(category), [int(c) for c in (other if hasattr(other, "__iter__") else [other])]
-        if not self.others: raise ValueError("other: got no class; pass the class to compare with, or several")
-        if self.category in self.others: raise ValueError(f"other: class {self.category} cannot be compared with itself; pass another class")
+        if not self.others:
+            raise ValueError("other: got no class; pass the class to compare with, or several")
+        if self.category in self.others:
+            raise ValueError(f"other: class {self.category} cannot be compared with itself; pass another class")
 
-    def __call__(self,
+    def __call__(
+        self,
         output: Any,  # one picture's class scores, `K`, `… × K`, or what holds them
     ) -> Tensor:  # the difference of scores
         output = picture_scores(output)
         return ClassifierOutputTarget(self.category)(output) - torch.stack([ClassifierOutputTarget(c)(output) for c in self.others]).mean(0)
 
-    def __repr__(self): return f"ContrastTarget({self.category}, {self.others[0] if len(self.others) == 1 else self.others})"
+    def __repr__(self):
+        return f"ContrastTarget({self.category}, {self.others[0] if len(self.others) == 1 else self.others})"

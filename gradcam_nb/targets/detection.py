@@ -19,38 +19,54 @@ class DetectionTarget:
     Petsiuk et al., *Black-box Explanation of Object Detectors via Saliency Maps*, CVPR 2021,
     [arXiv 2006.03204](https://arxiv.org/abs/2006.03204).
     """
-    def __init__(self,
+
+    def __init__(
+        self,
         box,  # left, top, right, bottom
         label: int | None = None,  # its class; left out: any
         class_scores: Tensor | None = None,  # the scores of all classes, `K`: compared by their cosine, in place of the label
     ):
         self.box = torch.as_tensor(box, dtype=torch.float32).detach()
-        if tuple(self.box.shape) != (4,): raise ValueError(f"box: got shape {tuple(self.box.shape)}; pass left, top, right, bottom")
+        if tuple(self.box.shape) != (4,):
+            raise ValueError(f"box: got shape {tuple(self.box.shape)}; pass left, top, right, bottom")
         self.label, self.class_scores = label, class_scores
 
-    def __call__(self,
+    def __call__(
+        self,
         output: Mapping,  # one picture's `boxes` (`n × 4`), and what there is of `labels`, `class_scores` (`n × K`), `scores`
     ) -> Tensor:  # between 0 and 1; 0 where nothing is found
         from torchvision.ops import box_iou
-        if not isinstance(output, Mapping) or "boxes" not in output: raise TypeError(f"target: this model's output for a picture is no dict with boxes (it is {type(output).__name__}); make one of it: lambda output: target(dict(boxes=..., labels=..., scores=...))")
+
+        if not isinstance(output, Mapping) or "boxes" not in output:
+            raise TypeError(
+                f"target: this model's output for a picture is no dict with boxes (it is {type(output).__name__}); make one of it: lambda output: target(dict(boxes=..., labels=..., scores=...))"
+            )
         boxes = output["boxes"]
-        if not len(boxes): return boxes.new_zeros(())
+        if not len(boxes):
+            return boxes.new_zeros(())
         match = box_iou(self.box[None].to(boxes), boxes)[0]
-        if self.class_scores is not None: match = match * F.cosine_similarity(output["class_scores"], self.class_scores[None].to(boxes))
-        elif self.label is not None: match = match * (output["labels"] == self.label)
+        if self.class_scores is not None:
+            match = match * F.cosine_similarity(output["class_scores"], self.class_scores[None].to(boxes))
+        elif self.label is not None:
+            match = match * (output["labels"] == self.label)
         return (match * output["scores"] if "scores" in output else match).max()
 
     @classmethod
-    def of(cls,
+    def of(
+        cls,
         output: Mapping,  # one picture's `boxes`, `scores`, and what there is of `labels` and `class_scores`
         index: int | None = None,  # which of its detections; left out: the one with the highest score
     ):
         "One of the detections that a detector made. Raises `ValueError` where there is no such detection."
         n = len(output["boxes"])
-        if not n: raise ValueError("targets: the detector finds nothing in this picture; pass a DetectionTarget with the box to ask about")
-        if index is None: index = int(output["scores"].argmax())
-        if not 0 <= index < n: raise ValueError(f"targets: got detection {index} of {n}; pass 0 to {n - 1}")
+        if not n:
+            raise ValueError("targets: the detector finds nothing in this picture; pass a DetectionTarget with the box to ask about")
+        if index is None:
+            index = int(output["scores"].argmax())
+        if not 0 <= index < n:
+            raise ValueError(f"targets: got detection {index} of {n}; pass 0 to {n - 1}")
         label, class_scores = (output[key][index] if key in output else None for key in ("labels", "class_scores"))
         return cls(output["boxes"][index], None if label is None else int(label), class_scores)
 
-    def __repr__(self): return f"DetectionTarget({[round(edge, 1) for edge in self.box.tolist()]}, {self.label})"
+    def __repr__(self):
+        return f"DetectionTarget({[round(edge, 1) for edge in self.box.tolist()]}, {self.label})"

@@ -17,25 +17,38 @@ class FasterRCNNBoxScoreTarget:
 
     A box counts only where the one that overlaps it most does so by more than the threshold, and has the same label.
     """
-    def __init__(self,
+
+    def __init__(
+        self,
         labels,  # the classes of the boxes, `n`
         bounding_boxes,  # left, top, right, bottom of each, `n × 4`
         iou_threshold: float = 0.5,  # an overlap that is not above it counts as none
     ):
         self.labels, self.iou_threshold = [int(label) for label in labels], iou_threshold
         self.bounding_boxes = torch.as_tensor(bounding_boxes).detach()
-        if self.bounding_boxes.ndim != 2 or self.bounding_boxes.shape[1] != 4: raise ValueError(f"bounding_boxes: got shape {tuple(self.bounding_boxes.shape)}; pass n × 4: left, top, right, bottom of each box")
-        if len(self.labels) != len(self.bounding_boxes): raise ValueError(f"labels: got {len(self.labels)} for {len(self.bounding_boxes)} boxes; pass one for each")
+        if self.bounding_boxes.ndim != 2 or self.bounding_boxes.shape[1] != 4:
+            raise ValueError(
+                f"bounding_boxes: got shape {tuple(self.bounding_boxes.shape)}; pass n × 4: left, top, right, bottom of each box"
+            )
+        if len(self.labels) != len(self.bounding_boxes):
+            raise ValueError(f"labels: got {len(self.labels)} for {len(self.bounding_boxes)} boxes; pass one for each")
 
-    def __call__(self,
+    def __call__(
+        self,
         output: Mapping,  # one picture's `boxes` (`n × 4`), `labels` and `scores`
     ) -> Tensor:  # between 0 and twice the number of boxes
         from torchvision.ops import box_iou
-        if not isinstance(output, Mapping) or "boxes" not in output: raise TypeError(f"target: this model's output for a picture is no dict with boxes (it is {type(output).__name__}); for a detector's raw output take BoxTarget")
+
+        if not isinstance(output, Mapping) or "boxes" not in output:
+            raise TypeError(
+                f"target: this model's output for a picture is no dict with boxes (it is {type(output).__name__}); for a detector's raw output take BoxTarget"
+            )
         boxes = output["boxes"]
-        if not len(boxes): return boxes.new_zeros(())
+        if not len(boxes):
+            return boxes.new_zeros(())
         overlap, match = box_iou(self.bounding_boxes.to(boxes), boxes).max(1)
         counts = (overlap > self.iou_threshold) & (output["labels"][match] == torch.tensor(self.labels, device=boxes.device))
         return (overlap + output["scores"][match])[counts].sum()
 
-    def __repr__(self): return f"FasterRCNNBoxScoreTarget({self.labels}, {[[round(edge, 1) for edge in box] for box in self.bounding_boxes.tolist()]})"
+    def __repr__(self):
+        return f"FasterRCNNBoxScoreTarget({self.labels}, {[[round(edge, 1) for edge in box] for box in self.bounding_boxes.tolist()]})"

@@ -22,22 +22,30 @@ class FinerWeightedTarget:
     Zhang et al., *Finer-CAM: Spotting the Difference Reveals Finer Details for Visual Explanation*, CVPR 2025,
     [arXiv 2501.11309](https://arxiv.org/abs/2501.11309), whose own form is `FinerTarget`.
     """
-    def __init__(self,
+
+    def __init__(
+        self,
         main_category: int,  # index of the class
         comparison_categories: Sequence[int],  # the classes to compare with
         alpha: float,  # how strongly to compare: 0 not at all
     ):
-        if not hasattr(comparison_categories, "__iter__"): raise TypeError(f"comparison_categories: got {comparison_categories!r}; pass a list of class indices")
+        if not hasattr(comparison_categories, "__iter__"):
+            raise TypeError(f"comparison_categories: got {comparison_categories!r}; pass a list of class indices")
         self.main_category, self.comparison_categories, self.alpha = int(main_category), [int(c) for c in comparison_categories], alpha
-        if not self.comparison_categories: raise ValueError("comparison_categories: got none; pass at least one class index")
+        if not self.comparison_categories:
+            raise ValueError("comparison_categories: got none; pass at least one class index")
 
-    def __call__(self,
+    def __call__(
+        self,
         output: Any,  # one picture's class scores, `K`, `… × K`, or what holds them
     ) -> Tensor:  # the weighed difference, float32 at least
         output = picture_scores(output)
         output = output.to(torch.promote_types(output.dtype, torch.float32))
         p = output.softmax(-1)
         weights, others = (torch.stack([ClassifierOutputTarget(c)(t) for c in self.comparison_categories], -1) for t in (p, output))
-        return (weights * (ClassifierOutputTarget(self.main_category)(output)[..., None] - self.alpha * others)).sum(-1) / (weights.sum(-1) + 1e-9)
+        return (weights * (ClassifierOutputTarget(self.main_category)(output)[..., None] - self.alpha * others)).sum(-1) / (
+            weights.sum(-1) + 1e-9
+        )
 
-    def __repr__(self): return f"FinerWeightedTarget({self.main_category}, {self.comparison_categories}, {self.alpha})"
+    def __repr__(self):
+        return f"FinerWeightedTarget({self.main_category}, {self.comparison_categories}, {self.alpha})"

@@ -21,9 +21,12 @@ def _encoded(model, texts):
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
-        with torch.no_grad(): return _rows(model.get_text_features(**texts) if isinstance(texts, Mapping) else model.encode_text(texts))
+        with torch.no_grad():
+            return _rows(model.get_text_features(**texts) if isinstance(texts, Mapping) else model.encode_text(texts))
     finally:
-        for module, mode in modes: module.training = mode
+        for module, mode in modes:
+            module.training = mode
+
 
 def _rows(output):
     "Embeddings, one a row. Newer versions of transformers give them inside an object."
@@ -36,27 +39,37 @@ class ImageTextClassifier(nn.Module):
     Gives `B × K` scores, as the model's own `logits_per_image`. The texts are encoded once, here. The model is the part
     `model`, so its layers are called `model.…`. Raises `TypeError` for a model without the two encoders.
     """
-    def __init__(self,
+
+    def __init__(
+        self,
         model: nn.Module,  # with `get_image_features` and `get_text_features` (Hugging Face), or `encode_image` and `encode_text` (CLIP, open_clip)
         texts,  # `K` texts: the tokenizer's dict, or token numbers `K × T`; or their embeddings, `K × D`
         classes: Sequence[str] | None = None,  # their names
     ):
         super().__init__()
         self.encoder = next((name for name in ("get_image_features", "encode_image") if hasattr(model, name)), None)
-        if self.encoder is None: raise TypeError(f"model: {type(model).__name__} has no get_image_features and no encode_image; pass an image-text model such as CLIP")
+        if self.encoder is None:
+            raise TypeError(
+                f"model: {type(model).__name__} has no get_image_features and no encode_image; pass an image-text model such as CLIP"
+            )
         ready = isinstance(texts, Tensor) and texts.is_floating_point()
         if not ready and isinstance(texts, Mapping) != hasattr(model, "get_text_features"):
-            raise TypeError(f"texts: got a {type(texts).__name__}; pass what the model's tokenizer gives, {'a dict with input_ids' if self.encoder == 'get_image_features' else 'a tensor of token numbers'}, or embeddings K × D")
+            raise TypeError(
+                f"texts: got a {type(texts).__name__}; pass what the model's tokenizer gives, {'a dict with input_ids' if self.encoder == 'get_image_features' else 'a tensor of token numbers'}, or embeddings K × D"
+            )
         features = texts if ready else _encoded(model, texts)
-        if features.ndim != 2: raise ValueError(f"texts: their embeddings have shape {tuple(features.shape)}; pass several texts, K × D")
-        if classes is not None and len(classes) != len(features): raise ValueError(f"classes: got {len(classes)} names for {len(features)} texts; pass one each")
+        if features.ndim != 2:
+            raise ValueError(f"texts: their embeddings have shape {tuple(features.shape)}; pass several texts, K × D")
+        if classes is not None and len(classes) != len(features):
+            raise ValueError(f"classes: got {len(classes)} names for {len(features)} texts; pass one each")
         self.model = model
         self.register_buffer("text_features", F.normalize(features.detach(), dim=-1))
         self.classes = classes if classes is None else tuple(classes)
         # Each text for itself, where there is an offset for that.
         self.multi_label = getattr(model, "logit_bias", None) is not None
 
-    def forward(self,
+    def forward(
+        self,
         pixel_values: Tensor,  # `B × 3 × H × W`
         **more,  # whatever else the image encoder takes
     ) -> Tensor:  # `B × K`: how well each picture fits each text
@@ -64,20 +77,24 @@ class ImageTextClassifier(nn.Module):
         image = F.normalize(_rows(getattr(self.model, self.encoder)(pixel_values, **more)), dim=-1)
         scale, bias = getattr(self.model, "logit_scale", None), getattr(self.model, "logit_bias", None)
         scores = image @ self.text_features.to(image.dtype).T
-        if scale is not None: scores = scores * scale.exp()
+        if scale is not None:
+            scores = scores * scale.exp()
         return scores if bias is None else scores + bias
 
 # %% ../../nbs/targets/image_text.ipynb #19
 class ImageTextTarget(SimilarityTarget):
     "How well a picture fits a text: the cosine of their embeddings, times a scale; with several texts, the mean."
-    def __init__(self,
+
+    def __init__(
+        self,
         text_features: Tensor,  # the text's embedding, `D`; or several that mean the same, `n × D`
         scale: float = 1.0,  # the model's own: `model.logit_scale.exp()`
     ):
         super().__init__(text_features)
         self.scale = float(scale.detach() if isinstance(scale, Tensor) else scale)
 
-    def __call__(self,
+    def __call__(
+        self,
         output: Any,  # one picture's embedding, `D`, or what holds it: `image_embeds`, `pooler_output`, a class token
     ) -> Tensor:  # between -scale and scale, float32
         return self.scale * super().__call__(output)

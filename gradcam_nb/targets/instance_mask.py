@@ -20,28 +20,39 @@ class InstanceMaskTarget:
 
     Raises `ValueError` where the detector finds nothing of this class that overlaps the box.
     """
-    def __init__(self,
+
+    def __init__(
+        self,
         box,  # left, top, right, bottom
         label: int | None = None,  # its class; left out: any
         threshold: float = 0.5,  # a pixel is inside the mask above this probability
     ):
         self.box, self.label, self.threshold = DetectionTarget(box).box, label, threshold
 
-    def __call__(self,
+    def __call__(
+        self,
         output: Mapping,  # one picture's `boxes` (`n × 4`), `masks` (`n × 1 × H × W` or `n × H × W`, probabilities), and what there is of `labels`, `scores`
     ) -> Tensor:  # from 0 to the number of pixels inside
-        if not isinstance(output, Mapping) or not {"boxes", "masks"} <= output.keys(): raise TypeError(f"target: this model's output for a picture is no dict with boxes and masks (it is {type(output).__name__}); pass a Mask R-CNN, or make such a dict of it")
+        if not isinstance(output, Mapping) or not {"boxes", "masks"} <= output.keys():
+            raise TypeError(
+                f"target: this model's output for a picture is no dict with boxes and masks (it is {type(output).__name__}); pass a Mask R-CNN, or make such a dict of it"
+            )
         match = self._match(**{key: value.detach() for key, value in output.items()})
-        if not len(match) or not match.max() > 0: raise ValueError(f"target: none of the {len(match)} detections is of class {self.label} and overlaps the box {self._place()}; pass one that the detector finds, or lower its score threshold")
+        if not len(match) or not match.max() > 0:
+            raise ValueError(
+                f"target: none of the {len(match)} detections is of class {self.label} and overlaps the box {self._place()}; pass one that the detector finds, or lower its score threshold"
+            )
         mask = output["masks"][int(match.argmax())]
         return mask[mask.detach() > self.threshold].sum()
 
     def _match(self, boxes, labels=None, scores=1, **rest):
         "How much each detection is the one asked about."
         from torchvision.ops import box_iou
+
         match = box_iou(self.box[None].to(boxes), boxes)[0] * scores
         return match if labels is None or self.label is None else match * (labels == self.label)
 
     of, _place = classmethod(BoxTarget.of.__func__), BoxTarget._place
 
-    def __repr__(self): return f"InstanceMaskTarget({self._place()}, {self.label})"
+    def __repr__(self):
+        return f"InstanceMaskTarget({self._place()}, {self.label})"

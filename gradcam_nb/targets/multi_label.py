@@ -19,18 +19,24 @@ from .output_part import picture_scores
 # %% ../../nbs/targets/multi_label.ipynb #10
 class MultiLabelOutputTarget:
     "The weighted sum of several classes' scores; or the logarithm of the probability that all are there."
-    def __init__(self,
+
+    def __init__(
+        self,
         categories: Sequence[int],  # indices of the classes
         weights: Sequence[float] | None = None,  # how much each counts; left out: 1
         probability: bool = False,  # add the logarithms of their sigmoids in place of the scores
     ):
-        if not hasattr(categories, "__iter__"): raise TypeError(f"categories: got {categories!r}; pass a list of class indices, or ClassifierOutputTarget for one class")
+        if not hasattr(categories, "__iter__"):
+            raise TypeError(f"categories: got {categories!r}; pass a list of class indices, or ClassifierOutputTarget for one class")
         self.categories, self.probability = [int(c) for c in categories], probability
-        self.weights = [1.] * len(self.categories) if weights is None else [float(w) for w in weights]
-        if not self.categories: raise ValueError("categories: got none; pass at least one class index")
-        if len(self.weights) != len(self.categories): raise ValueError(f"weights: got {len(self.weights)} for {len(self.categories)} classes; pass one for each")
+        self.weights = [1.0] * len(self.categories) if weights is None else [float(w) for w in weights]
+        if not self.categories:
+            raise ValueError("categories: got none; pass at least one class index")
+        if len(self.weights) != len(self.categories):
+            raise ValueError(f"weights: got {len(self.weights)} for {len(self.categories)} classes; pass one for each")
 
-    def __call__(self,
+    def __call__(
+        self,
         output: Any,  # one picture's class scores, `K`, `… × K`, or what holds them
     ) -> Tensor:  # the sum
         output = picture_scores(output)
@@ -38,5 +44,5 @@ class MultiLabelOutputTarget:
         return ((F.logsigmoid(scores) if self.probability else scores) * scores.new_tensor(self.weights)).sum(-1)
 
     def __repr__(self):
-        weights = "" if set(self.weights) == {1.} else f", weights={self.weights}"
+        weights = "" if set(self.weights) == {1.0} else f", weights={self.weights}"
         return f"MultiLabelOutputTarget({self.categories}{weights}{', probability=True' * self.probability})"

@@ -18,16 +18,29 @@ from .resolve import _refuse, scores_in
 def _step(found, key):
     "What lies one step further in; None where there is nothing."
     if not isinstance(key, str) or isinstance(found, Mapping):
-        try: return found[key]
-        except (KeyError, IndexError, TypeError): return None
+        try:
+            return found[key]
+        except (KeyError, IndexError, TypeError):
+            return None
     inner = None if isinstance(found, Tensor) else getattr(found, key, None)
     return None if callable(inner) else inner
 
+
 def _parts(found):
     "What may be passed in place of what is not there."
-    if isinstance(found, Tensor) and found.ndim: return f"pass an index into its shape {tuple(found.shape)}"
-    if isinstance(found, Sequence) and not hasattr(found, "_asdict") and len(found): return f"pass 0 to {len(found) - 1}"
-    named = found if isinstance(found, Mapping) else found._asdict() if hasattr(found, "_asdict") else {} if isinstance(found, Tensor) else getattr(found, "__dict__", {})
+    if isinstance(found, Tensor) and found.ndim:
+        return f"pass an index into its shape {tuple(found.shape)}"
+    if isinstance(found, Sequence) and not hasattr(found, "_asdict") and len(found):
+        return f"pass 0 to {len(found) - 1}"
+    named = (
+        found
+        if isinstance(found, Mapping)
+        else found._asdict()
+        if hasattr(found, "_asdict")
+        else {}
+        if isinstance(found, Tensor)
+        else getattr(found, "__dict__", {})
+    )
     names = [repr(name) for name, value in named.items() if value is not None and not str(name).startswith("_")]
     return f"pass one of {', '.join(names)}" if names else "end the path there"
 
@@ -40,7 +53,8 @@ def output_part(
     found, where = output, "output"
     for key in part if isinstance(part, (tuple, list)) else [part]:
         inner = _step(found, key)
-        if inner is None: raise ValueError(f"part: {where} is of type {type(found).__name__} and has no {key!r}; {_parts(found)}")
+        if inner is None:
+            raise ValueError(f"part: {where} is of type {type(found).__name__} and has no {key!r}; {_parts(found)}")
         found, where = inner, f"{where}[{key!r}]"
     return found
 
@@ -50,26 +64,32 @@ def picture_scores(
 ) -> Tensor:  # the class scores, `K`; a tensor stays as it is
     "Where the class scores are in a model's output for one picture. Raises `ValueError` where there are none."
     scores = output if isinstance(output, Tensor) else scores_in(output)
-    if not isinstance(scores, Tensor) or scores is not output and scores.ndim != 1: _refuse(output, scores)
+    if not isinstance(scores, Tensor) or scores is not output and scores.ndim != 1:
+        _refuse(output, scores)
     return scores
 
 # %% ../../nbs/targets/output_part.ipynb #14
 class OutputPartTarget:
     "A target, asked about a part of the output."
-    def __init__(self,
+
+    def __init__(
+        self,
         part,  # a key, an attribute, an index, or a path of them: "logits", 0, ("heads", 1)
         target: int | Callable,  # a class, or a callable `the part, for one picture -> scalar`
     ):
         path = part if isinstance(part, (tuple, list)) else [part]
         if not path or not all(isinstance(key, str) or hasattr(key, "__index__") for key in path):
             raise TypeError(f"part: got {part!r}; pass a key, an index, or a path of them such as ('heads', 1)")
-        if not (callable(target) or hasattr(target, "__index__")): raise TypeError(f"target: got a {type(target).__name__}; pass a class index or a callable")
+        if not (callable(target) or hasattr(target, "__index__")):
+            raise TypeError(f"target: got a {type(target).__name__}; pass a class index or a callable")
         self.part, self.target = part, target if callable(target) else ClassifierOutputTarget(target)
 
-    def __call__(self,
+    def __call__(
+        self,
         output: Any,  # one picture's output
     ) -> Tensor:  # what the target says of its part
         found = output_part(output, self.part)
         return self.target(picture_scores(found) if isinstance(self.target, ClassifierOutputTarget) else found)
 
-    def __repr__(self): return f"OutputPartTarget({self.part!r}, {self.target})"
+    def __repr__(self):
+        return f"OutputPartTarget({self.part!r}, {self.target})"

@@ -11,10 +11,16 @@ from torch import Tensor
 # %% ../../nbs/targets/raw.ipynb #09
 class RawScoresOutputTarget:
     "What the model gives for a picture, as it is where it is one number; more numbers are added."
-    def __call__(self,
+
+    def __call__(
+        self,
         output: Tensor,  # one picture's output, of any shape
     ) -> Tensor:  # the number, or the sum of all
-        if not isinstance(output, Tensor): raise TypeError(f"target: this model's output for a picture is a {type(output).__name__}; say which part of it to add up: OutputPartTarget('logits', RawScoresOutputTarget())")
+        if not isinstance(output, Tensor):
+            raise TypeError(
+                f"target: this model's output for a picture is a {type(output).__name__}; say which part of it to add up: OutputPartTarget('logits', RawScoresOutputTarget())"
+            )
         return output.sum()
 
-    def __repr__(self): return "RawScoresOutputTarget()"
+    def __repr__(self):
+        return "RawScoresOutputTarget()"

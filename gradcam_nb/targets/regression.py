@@ -15,21 +15,28 @@ from .output_part import picture_scores
 # %% ../../nbs/targets/regression.ipynb #09
 class RegressionOutputTarget:
     "One of the numbers that a model gives: what raises it, what lowers it, or what brings it nearer to a value."
-    def __init__(self,
+
+    def __init__(
+        self,
         index: int = 0,  # which number
         sign: int = 1,  # 1: what raises it; -1: what lowers it (with `toward`: what takes it away from the value)
         toward: float | None = None,  # a value in the number's own unit, to come nearer to
     ):
-        if sign not in (1, -1): raise ValueError(f"sign: got {sign!r}; pass 1 for what raises the number, -1 for what lowers it")
+        if sign not in (1, -1):
+            raise ValueError(f"sign: got {sign!r}; pass 1 for what raises the number, -1 for what lowers it")
         self.index, self.sign, self.toward = index.__index__(), int(sign), None if toward is None else float(toward)
 
-    def __call__(self,
+    def __call__(
+        self,
         output: Any,  # one picture's numbers, `N`; one number may have no dimension; or what holds them under `logits`
     ) -> Tensor:  # the number, or minus its squared distance from the value
         numbers = picture_scores(output)
-        if not numbers.ndim: numbers = numbers[None]
-        if not 0 <= self.index < numbers.shape[-1]: raise ValueError(f"index: got {self.index} of a model with {numbers.shape[-1]} numbers; pass 0 to {numbers.shape[-1] - 1}")
+        if not numbers.ndim:
+            numbers = numbers[None]
+        if not 0 <= self.index < numbers.shape[-1]:
+            raise ValueError(f"index: got {self.index} of a model with {numbers.shape[-1]} numbers; pass 0 to {numbers.shape[-1] - 1}")
         number = numbers[..., self.index]
-        return self.sign * (number if self.toward is None else -(number - self.toward) ** 2)
+        return self.sign * (number if self.toward is None else -((number - self.toward) ** 2))
 
-    def __repr__(self): return f"RegressionOutputTarget({self.index}{', sign=-1' * (self.sign < 0)}{'' if self.toward is None else f', toward={self.toward:g}'})"
+    def __repr__(self):
+        return f"RegressionOutputTarget({self.index}{', sign=-1' * (self.sign < 0)}{'' if self.toward is None else f', toward={self.toward:g}'})"

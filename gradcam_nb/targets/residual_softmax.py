@@ -16,26 +16,32 @@ class ClassifierOutputReST(ClassifierOutputTarget):
 
     Cai, *CAMs as Shapley Value-based Explainers*, 2025, [arXiv 2501.06261](https://arxiv.org/abs/2501.06261).
     """
+
     is_score = False
 
-    def __init__(self,
+    def __init__(
+        self,
         category: int | ClassifierOutputTarget | None = None,  # a class: its index, or a target that names it; None: the top class
     ):
         self.named = category if category is None or isinstance(category, ClassifierOutputTarget) else ClassifierOutputTarget(category)
 
     @property
-    def category(self): return self.named and self.named.category
+    def category(self):
+        return self.named and self.named.category
 
-    def settled(self,
+    def settled(
+        self,
         scores: Tensor,  # one picture's class scores, `K`
     ) -> "ClassifierOutputReST":  # the same question with its class named
         "The class, as it is on this picture."
         return self if self.named else ClassifierOutputReST(scores.argmax())
 
-    def __call__(self,
+    def __call__(
+        self,
         output: Tensor,  # one picture's class scores, `K`, or `… × K`
     ) -> Tensor:  # the score with the residual
         residual = output + output.log_softmax(-1)
         return self.named(residual) if self.named else residual.max(-1).values
 
-    def __repr__(self): return f"ClassifierOutputReST({'' if self.named is None else self.named.category})"
+    def __repr__(self):
+        return f"ClassifierOutputReST({'' if self.named is None else self.named.category})"

@@ -19,17 +19,25 @@ from .classifier import ClassifierOutputTarget
 # %% ../../nbs/targets/resolve.ipynb #08
 def scores_in(output):
     "What holds the class scores in a model's output, of whatever shape."
-    if isinstance(output, Mapping): return next((output[key] for key in ("logits", "out", "logits_per_image") if key in output), output)
-    if isinstance(output, Sequence) and not isinstance(output, str) and len(output): return output[0]
+    if isinstance(output, Mapping):
+        return next((output[key] for key in ("logits", "out", "logits_per_image") if key in output), output)
+    if isinstance(output, Sequence) and not isinstance(output, str) and len(output):
+        return output[0]
     return getattr(output, "logits", output)
+
 
 def _refuse(output, scores):
     what = f"a tensor of shape {tuple(scores.shape)}" if isinstance(scores, Tensor) else type(output).__name__
-    raise ValueError(f"targets: this model's output is no list of class scores (it is {what}); pass a target that picks a number from it{_such_as(scores)}")
+    raise ValueError(
+        f"targets: this model's output is no list of class scores (it is {what}); pass a target that picks a number from it{_such_as(scores)}"
+    )
+
 
 def _such_as(scores):
-    if isinstance(scores, Tensor) and scores.ndim == 4: return ", such as SemanticSegmentationTarget"
-    if isinstance(scores, Mapping) and "boxes" in scores: return ", such as DetectionTarget, or BoxTarget with the detector BeforeSuppression"
+    if isinstance(scores, Tensor) and scores.ndim == 4:
+        return ", such as SemanticSegmentationTarget"
+    if isinstance(scores, Mapping) and "boxes" in scores:
+        return ", such as DetectionTarget, or BoxTarget with the detector BeforeSuppression"
     return ""
 
 # %% ../../nbs/targets/resolve.ipynb #09
@@ -38,7 +46,8 @@ def class_scores(
 ) -> Tensor:  # the class scores, `B × K`
     "Where the class scores are in a model's output."
     scores = scores_in(output)
-    if not isinstance(scores, Tensor) or scores.ndim != 2: _refuse(output, scores)
+    if not isinstance(scores, Tensor) or scores.ndim != 2:
+        _refuse(output, scores)
     return scores
 
 # %% ../../nbs/targets/resolve.ipynb #10
@@ -48,30 +57,45 @@ def resolve_targets(
     batch: int,  # how many pictures
 ) -> list[Callable]:  # a target for each picture
     "A target for each picture, from what a user may pass."
-    if targets is None: targets = class_scores(output).argmax(1)
-    if isinstance(targets, Tensor): targets = targets.tolist()
-    if isinstance(targets, (str, bytes)): raise TypeError(f"targets: got {targets!r}; pass an index, or explain(..., target=...) with a name")
-    if callable(targets) or not hasattr(targets, "__iter__"): targets = [targets]
+    if targets is None:
+        targets = class_scores(output).argmax(1)
+    if isinstance(targets, Tensor):
+        targets = targets.tolist()
+    if isinstance(targets, (str, bytes)):
+        raise TypeError(f"targets: got {targets!r}; pass an index, or explain(..., target=...) with a name")
+    if callable(targets) or not hasattr(targets, "__iter__"):
+        targets = [targets]
     targets = [_target(target) for target in targets]
-    if len(targets) == 1: targets = targets * batch
-    if len(targets) != batch: raise ValueError(f"targets: got {len(targets)} for {batch} pictures; pass one, or one for each picture")
+    if len(targets) == 1:
+        targets = targets * batch
+    if len(targets) != batch:
+        raise ValueError(f"targets: got {len(targets)} for {batch} pictures; pass one, or one for each picture")
     return targets
 
 # %% ../../nbs/targets/resolve.ipynb #11
 def _target(target):
-    if callable(target): return target
-    try: return ClassifierOutputTarget(target.__index__())
-    except AttributeError: raise TypeError(f"targets: got a {type(target).__name__}; pass an int, a callable, or a list of them") from None
+    if callable(target):
+        return target
+    try:
+        return ClassifierOutputTarget(target.__index__())
+    except AttributeError:
+        raise TypeError(f"targets: got a {type(target).__name__}; pass an int, a callable, or a list of them") from None
+
 
 def _for_one(target, output, i, batch):
     "What the target of picture `i` is given; what has no row for each picture stays whole."
-    if isinstance(target, ClassifierOutputTarget) and not isinstance(output, Tensor): return class_scores(output)[i]
-    def one(t): return t[i] if t.ndim and len(t) == batch else t
+    if isinstance(target, ClassifierOutputTarget) and not isinstance(output, Tensor):
+        return class_scores(output)[i]
 
-    if isinstance(output, list) and len(output) == batch: return output[i]
+    def one(t):
+        return t[i] if t.ndim and len(t) == batch else t
+
+    if isinstance(output, list) and len(output) == batch:
+        return output[i]
     leaves, structure = tree_flatten(output)
     # An object that is no known container, such as a namespace with `.logits`.
-    if structure.is_leaf() and hasattr(output, "__dict__") and not isinstance(output, Tensor): return SimpleNamespace(**tree_map_only(Tensor, one, vars(output)))
+    if structure.is_leaf() and hasattr(output, "__dict__") and not isinstance(output, Tensor):
+        return SimpleNamespace(**tree_map_only(Tensor, one, vars(output)))
     return tree_unflatten([one(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves], structure)
 
 # %% ../../nbs/targets/resolve.ipynb #12
@@ -82,14 +106,18 @@ def each_score(
     "Each picture's target."
     if isinstance(output, Tensor) and output.ndim == 2 and all(type(target) is ClassifierOutputTarget for target in targets):
         wanted = [target.category for target in targets]
-        if 0 <= min(wanted) <= max(wanted) < output.shape[1]: return output[range(len(wanted)), wanted]
+        if 0 <= min(wanted) <= max(wanted) < output.shape[1]:
+            return output[range(len(wanted)), wanted]
     scores = []
     for i, target in enumerate(targets):
         score = target(_for_one(target, output, i, len(targets)))
-        if not isinstance(score, Tensor): raise TypeError(f"target: {target} gave a {type(score).__name__}; return a tensor of one element")
-        if score.numel() != 1: raise ValueError(f"target: {target} gave shape {tuple(score.shape)}; return a tensor of one element{_such_as(output)}")
+        if not isinstance(score, Tensor):
+            raise TypeError(f"target: {target} gave a {type(score).__name__}; return a tensor of one element")
+        if score.numel() != 1:
+            raise ValueError(f"target: {target} gave shape {tuple(score.shape)}; return a tensor of one element{_such_as(output)}")
         scores.append(score.reshape(()))
     return torch.stack(scores)
+
 
 def total_score(
     targets: Sequence[Callable],  # a target for each picture
@@ -97,6 +125,7 @@ def total_score(
 ) -> Tensor:  # one number
     "The sum of each picture's target: its gradient for a picture is that of the picture's own target."
     return each_score(targets, output).sum()
+
 
 def first_score(
     targets,  # None, an int, ints, a callable, or callables, for a batch

@@ -21,23 +21,32 @@ def class_planes(
 ) -> Tensor:  # `K × H × W`; a volume: `K × D × H × W`
     "Where the scores of every class at every place are in a segmenter's output."
     planes = scores_in(output)
-    if isinstance(planes, Tensor) and planes.ndim == 2: planes = planes[None]
+    if isinstance(planes, Tensor) and planes.ndim == 2:
+        planes = planes[None]
     if not isinstance(planes, Tensor) or planes.ndim not in (3, 4):
         what = f"a tensor of shape {tuple(planes.shape)}" if isinstance(planes, Tensor) else type(output).__name__
-        raise ValueError(f"target: this model's output for a picture has no planes of class scores, K × H × W (it is {what}); make them: lambda output: target(planes_of(output))")
+        raise ValueError(
+            f"target: this model's output for a picture has no planes of class scores, K × H × W (it is {what}); make them: lambda output: target(planes_of(output))"
+        )
     return planes
 
 # %% ../../nbs/targets/segmentation.ipynb #10
 def _as_mask(mask):
     if not isinstance(mask, Tensor):
         import numpy
+
         mask = torch.from_numpy(numpy.array(mask, order="C"))  # a copy: a PIL image is read-only, a flipped array lies backwards
-    if mask.is_complex(): raise TypeError(f"mask: got numbers of {mask.dtype}; pass bool, whole or floating point numbers")
+    if mask.is_complex():
+        raise TypeError(f"mask: got numbers of {mask.dtype}; pass bool, whole or floating point numbers")
     mask = mask.detach().float()
-    if mask.ndim > 2 and mask.shape[0] == 1: mask = mask[0]
-    if mask.ndim not in (2, 3): raise ValueError(f"mask: got shape {tuple(mask.shape)}; pass H × W, or a pixel (row, column)")
-    if not mask.isfinite().all(): raise ValueError("mask: has NaN or infinite values; pass 1 for the places that are asked about, 0 for the others")
-    if not mask.any(): raise ValueError("mask: it is empty; pass at least one place, or leave it out for the places where the model says this class")
+    if mask.ndim > 2 and mask.shape[0] == 1:
+        mask = mask[0]
+    if mask.ndim not in (2, 3):
+        raise ValueError(f"mask: got shape {tuple(mask.shape)}; pass H × W, or a pixel (row, column)")
+    if not mask.isfinite().all():
+        raise ValueError("mask: has NaN or infinite values; pass 1 for the places that are asked about, 0 for the others")
+    if not mask.any():
+        raise ValueError("mask: it is empty; pass at least one place, or leave it out for the places where the model says this class")
     return mask
 
 # %% ../../nbs/targets/segmentation.ipynb #12
@@ -47,7 +56,9 @@ class SemanticSegmentationTarget:
     Without a mask these are the places where the model itself says this class; if it says it nowhere, all places.
     Raises `ValueError` where the class, the mask and the model's output do not go together.
     """
-    def __init__(self,
+
+    def __init__(
+        self,
         category: int | None,  # index of the class; a head with one channel: 0 or None
         mask=None,  # `H × W` of any kind (array, tensor, PIL image) and size, fitted to the output; or a pixel `(row, column)`
         size: tuple[int, int] | None = None,  # height and width of the picture that the pixel is of; left out: as the output's
@@ -57,23 +68,28 @@ class SemanticSegmentationTarget:
         self.pixel = tuple(mask) if is_pixel else None
         self.mask = None if is_pixel or mask is None else _as_mask(mask)
 
-    def __call__(self,
+    def __call__(
+        self,
         output: Any,  # one picture's scores: `K × H × W`, `H × W`, or what holds them (`class_planes`)
     ) -> Tensor:  # their sum over the places, float32
         return (self._plane(output).float() * self.places(output)).sum()
 
-    def places(self,
+    def places(
+        self,
         output: Any,  # one picture's scores
     ) -> Tensor:  # what each place counts, of the output's size, float32
         "The places that are asked about."
         plane = self._plane(output)
-        if self.pixel is not None: return self._at_pixel(plane)
-        if self.mask is not None: return self._fitted(plane)
+        if self.pixel is not None:
+            return self._at_pixel(plane)
+        if self.mask is not None:
+            return self._fitted(plane)
         planes = class_planes(output).detach()
         says = planes.argmax(0) == self.category if len(planes) > 1 else planes[0] > 0
         return (says if says.any() else torch.ones_like(says)).float()
 
-    def settled(self,
+    def settled(
+        self,
         output: Any,  # one picture's scores
     ) -> "SemanticSegmentationTarget":  # the same question at the same places, whatever is done to the picture
         "The places, as they are on this picture."
@@ -82,24 +98,34 @@ class SemanticSegmentationTarget:
     def _plane(self, output):
         planes = class_planes(output)
         category = 0 if self.category is None and len(planes) == 1 else self.category
-        if category is None: raise ValueError(f"target: no class given, but this model has {len(planes)}; pass 0 to {len(planes) - 1}")
-        if not 0 <= category < len(planes): raise ValueError(f"target: class {category} of a model with {len(planes)} classes; pass 0 to {len(planes) - 1}")
+        if category is None:
+            raise ValueError(f"target: no class given, but this model has {len(planes)}; pass 0 to {len(planes) - 1}")
+        if not 0 <= category < len(planes):
+            raise ValueError(f"target: class {category} of a model with {len(planes)} classes; pass 0 to {len(planes) - 1}")
         return planes[category]
 
     def _at_pixel(self, plane):
         size, here = self.size or plane.shape, torch.zeros_like(plane, dtype=torch.float32)
         if not len(self.pixel) == len(size) == plane.ndim or not all(0 <= i < s for i, s in zip(self.pixel, size)):
-            raise ValueError(f"mask: got pixel {self.pixel} of a picture of {' × '.join(map(str, size))}; pass (row, column) inside of it, and size= if the picture is larger than the output")
+            raise ValueError(
+                f"mask: got pixel {self.pixel} of a picture of {' × '.join(map(str, size))}; pass (row, column) inside of it, and size= if the picture is larger than the output"
+            )
         here[tuple((2 * i + 1) * out // (2 * s) for i, s, out in zip(self.pixel, size, plane.shape))] = 1
         return here
 
     def _fitted(self, plane):
         have, want = tuple(self.mask.shape), tuple(plane.shape)
-        if have == want: return self.mask.to(plane.device)
+        if have == want:
+            return self.mask.to(plane.device)
         if len(have) != len(want) or have == want[::-1]:
-            raise ValueError(f"mask: got {' × '.join(map(str, have))} for an output of {' × '.join(map(str, want))}; pass height × width, the right way round")
+            raise ValueError(
+                f"mask: got {' × '.join(map(str, have))} for an output of {' × '.join(map(str, want))}; pass height × width, the right way round"
+            )
         mask = F.interpolate(self.mask[None, None].to(plane.device), size=want, mode="nearest-exact")[0, 0]
-        if not mask.any(): raise ValueError(f"mask: nothing is left of it at the output's {' × '.join(map(str, want))}; pass a larger region, or a pixel with size=")
+        if not mask.any():
+            raise ValueError(
+                f"mask: nothing is left of it at the output's {' × '.join(map(str, want))}; pass a larger region, or a pixel with size="
+            )
         return mask
 
     def __repr__(self):

@@ -21,45 +21,69 @@ def embedding_of(
     found = output
     if isinstance(output, Mapping):
         tokens = output.get("last_hidden_state")
-        found = next((output[key] for key in ("image_embeds", "pooler_output") if output.get(key) is not None), None if tokens is None else tokens[0])
-    elif isinstance(output, tuple) and output: found = output[0]
+        found = next(
+            (output[key] for key in ("image_embeds", "pooler_output") if output.get(key) is not None), None if tokens is None else tokens[0]
+        )
+    elif isinstance(output, tuple) and output:
+        found = output[0]
     # A pooled plane may still be `D × 1 × 1`.
     if not isinstance(found, Tensor) or not found.ndim or found.numel() != found.shape[0]:
         what = f"a tensor of shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(output).__name__
-        raise ValueError(f"target: this model's output for a picture is no embedding of shape D (it is {what}); make one of it: lambda output: target(output.mean((1, 2)))")
+        raise ValueError(
+            f"target: this model's output for a picture is no embedding of shape D (it is {what}); make one of it: lambda output: target(output.mean((1, 2)))"
+        )
     return found.flatten()
 
 # %% ../../nbs/targets/similarity.ipynb #11
 class SimilarityTarget:
     "The cosine of a picture's embedding with another's, or the mean of the cosines with several."
-    def __init__(self,
+
+    def __init__(
+        self,
         references: Tensor,  # the other picture's embedding, `D`; or several, `n × D`
-        mean: Tensor | None = None,  # the mean embedding of many pictures, `D`, taken off both sides: what is like *these*, and not like any picture
+        mean: Tensor
+        | None = None,  # the mean embedding of many pictures, `D`, taken off both sides: what is like *these*, and not like any picture
         cosine: bool = True,  # False: the picture's own length counts, `e · r / |r|`
     ):
         references = torch.as_tensor(references).detach().float()
-        self.references, self.mean, self.cosine = references[None] if references.ndim == 1 else references, None if mean is None else mean.detach().float(), cosine
-        if self.references.ndim != 2 or not self.references.numel(): raise ValueError(f"references: got shape {tuple(references.shape)}; pass an embedding D, or several, n × D")
+        self.references, self.mean, self.cosine = (
+            references[None] if references.ndim == 1 else references,
+            None if mean is None else mean.detach().float(),
+            cosine,
+        )
+        if self.references.ndim != 2 or not self.references.numel():
+            raise ValueError(f"references: got shape {tuple(references.shape)}; pass an embedding D, or several, n × D")
         length = self.references.shape[1]
-        if mean is not None and tuple(self.mean.shape) != (length,): raise ValueError(f"mean: got shape {tuple(mean.shape)} for embeddings of length {length}; pass one embedding, D")
-        if mean is not None: self.references = self.references - self.mean.to(self.references.device)
-        if not self.references.isfinite().all() or not self.references.any(1).all(): raise ValueError("references: an embedding is zero, NaN or infinite, which has no direction; look at how it was made")
+        if mean is not None and tuple(self.mean.shape) != (length,):
+            raise ValueError(f"mean: got shape {tuple(mean.shape)} for embeddings of length {length}; pass one embedding, D")
+        if mean is not None:
+            self.references = self.references - self.mean.to(self.references.device)
+        if not self.references.isfinite().all() or not self.references.any(1).all():
+            raise ValueError("references: an embedding is zero, NaN or infinite, which has no direction; look at how it was made")
 
-    def __call__(self,
+    def __call__(
+        self,
         output: Any,  # one picture's embedding, `D`, or what holds it (`embedding_of`)
     ) -> Tensor:  # between -1 and 1, float32; without `cosine` any number
         embedding = embedding_of(output).float()
-        if len(embedding) != self.references.shape[1]: raise ValueError(f"references: their length is {self.references.shape[1]}, but the model gives {len(embedding)} numbers; make them with the same model")
-        if self.mean is not None: embedding = embedding - self.mean.to(embedding.device)
+        if len(embedding) != self.references.shape[1]:
+            raise ValueError(
+                f"references: their length is {self.references.shape[1]}, but the model gives {len(embedding)} numbers; make them with the same model"
+            )
+        if self.mean is not None:
+            embedding = embedding - self.mean.to(embedding.device)
         directions = F.normalize(self.references.to(embedding.device), dim=1)
         return (directions @ (F.normalize(embedding, dim=0) if self.cosine else embedding)).mean()
 
-    def __repr__(self): return f"{type(self).__name__}({len(self.references)} × {self.references.shape[1]})"
+    def __repr__(self):
+        return f"{type(self).__name__}({len(self.references)} × {self.references.shape[1]})"
 
 # %% ../../nbs/targets/similarity.ipynb #12
 class DifferenceTarget(SimilarityTarget):
     "One less the similarity: what makes a picture unlike another, or several."
-    def __call__(self,
+
+    def __call__(
+        self,
         output: Any,  # one picture's embedding, `D`, or what holds it (`embedding_of`)
     ) -> Tensor:  # between 0 and 2, float32; without `cosine` any number
         return 1 - super().__call__(output)

@@ -16,20 +16,24 @@ from .output_part import picture_scores
 # %% ../../nbs/targets/softmax.ipynb #08
 def _probabilities(scores):
     "Of all classes, float32."
-    if scores.shape[-1:].numel() < 2: raise ValueError("target: the model has a single score, whose softmax is always 1; ask for the score itself")
+    if scores.shape[-1:].numel() < 2:
+        raise ValueError("target: the model has a single score, whose softmax is always 1; ask for the score itself")
     return scores.float().softmax(-1)
 
 # %% ../../nbs/targets/softmax.ipynb #09
 class ClassifierOutputSoftmaxTarget(ClassifierOutputTarget):
     "The probability of a class, behind the softmax. Raises `ValueError` for a model with a single score."
+
     is_score = False
 
-    def __call__(self,
+    def __call__(
+        self,
         output: Tensor,  # one picture's class scores, `K`, or `… × K`
     ) -> Tensor:  # the probability of the class, float32
         return super().__call__(_probabilities(output))
 
-    def __repr__(self): return f"ClassifierOutputSoftmaxTarget({self.category})"
+    def __repr__(self):
+        return f"ClassifierOutputSoftmaxTarget({self.category})"
 
 # %% ../../nbs/targets/softmax.ipynb #10
 def as_probability(
@@ -38,11 +42,15 @@ def as_probability(
     "What methods use that by their paper ask for the probability."
     return ClassifierOutputSoftmaxTarget(target.category) if getattr(target, "is_score", False) else target
 
+
 class _SigmoidTarget(ClassifierOutputTarget):
     "The probability of a class that others do not exclude."
+
     is_score = False
 
-    def __call__(self, output): return super().__call__(output.float().sigmoid())
+    def __call__(self, output):
+        return super().__call__(output.float().sigmoid())
+
 
 # What a class as target may mean, for methods and metrics that ask for scores and not for gradients.
 SCORES = {
@@ -51,19 +59,24 @@ SCORES = {
     "raw": lambda target: target,
 }
 
+
 def find_score(
     score: str,  # "softmax", "sigmoid" or "raw"
 ):  # a target -> what is asked of the model
     "The meaning of a name. Raises `ValueError` for another one."
-    if score not in SCORES: raise ValueError(f"score: got {score!r}; pass one of {', '.join(SCORES)}")
+    if score not in SCORES:
+        raise ValueError(f"score: got {score!r}; pass one of {', '.join(SCORES)}")
     return SCORES[score]
 
 # %% ../../nbs/targets/softmax.ipynb #13
 class SoftmaxOutputTarget:
     "The probability of the class that the model thinks most likely. Raises `ValueError` for a model with a single score."
-    def __call__(self,
+
+    def __call__(
+        self,
         output: Any,  # one picture's class scores, `K`, `… × K`, or what holds them
     ) -> Tensor:  # the highest probability, float32
         return _probabilities(picture_scores(output)).max(-1).values
 
-    def __repr__(self): return "SoftmaxOutputTarget()"
+    def __repr__(self):
+        return "SoftmaxOutputTarget()"

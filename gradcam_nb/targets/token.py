@@ -16,25 +16,33 @@ from .resolve import scores_in
 # %% ../../nbs/targets/token.ipynb #09
 class GeneratedTokenTarget:
     "The score of a token at a position of what a model writes. Raises `ValueError` for an output without such scores."
-    def __init__(self,
+
+    def __init__(
+        self,
         token: int | None,  # its number in the vocabulary; None: the one that the model would write there
         position: int = -1,  # behind which position of the output it comes; -1: behind the last
         probability: bool = False,  # the logarithm of its probability in place of its score
     ):
         self.token, self.position, self.probability = None if token is None else int(token), int(position), probability
 
-    def __call__(self,
+    def __call__(
+        self,
         output: Any,  # one picture's scores, `T × V`; or a dict, an object or a tuple that holds them (`logits`, or first)
     ) -> Tensor:  # the score or log probability, float32
         logits = scores_in(output)
         if not isinstance(logits, Tensor) or logits.ndim != 2:
             what = f"a tensor of shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(output).__name__
-            raise ValueError(f"target: this model's output for a picture has no scores of tokens, T × V (it is {what}); pass a model that writes, such as LlavaForConditionalGeneration")
+            raise ValueError(
+                f"target: this model's output for a picture has no scores of tokens, T × V (it is {what}); pass a model that writes, such as LlavaForConditionalGeneration"
+            )
         positions, words = logits.shape
-        if not -positions <= self.position < positions: raise ValueError(f"position: got {self.position} of {positions}; pass {-positions} to {positions - 1}")
+        if not -positions <= self.position < positions:
+            raise ValueError(f"position: got {self.position} of {positions}; pass {-positions} to {positions - 1}")
         scores = logits[self.position].float()
         token = int(scores.argmax()) if self.token is None else self.token
-        if not 0 <= token < words: raise ValueError(f"token: got {token} of a vocabulary of {words}; pass 0 to {words - 1}")
+        if not 0 <= token < words:
+            raise ValueError(f"token: got {token} of a vocabulary of {words}; pass 0 to {words - 1}")
         return (scores.log_softmax(-1) if self.probability else scores)[token]
 
-    def __repr__(self): return f"GeneratedTokenTarget({self.token}, {self.position}{', probability=True' if self.probability else ''})"
+    def __repr__(self):
+        return f"GeneratedTokenTarget({self.token}, {self.position}{', probability=True' if self.probability else ''})"

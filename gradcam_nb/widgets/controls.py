@@ -28,6 +28,7 @@ _LOOK = """
 # %% ../../nbs/widgets/controls.ipynb #07
 class Choices(anywidget.AnyWidget):
     "A labelled list; entries may be greyed, grouped, and, with `multiple`, chosen together."
+
     _css = _LOOK
     _esm = """
     function render({ model, el }) {
@@ -85,6 +86,7 @@ class Choices(anywidget.AnyWidget):
 # %% ../../nbs/widgets/controls.ipynb #09
 class PointedPicture(anywidget.AnyWidget):
     "A picture that tells where the pointer is, and where it was clicked."
+
     _css = _LOOK
     _esm = """
     function render({ model, el }) {
@@ -141,6 +143,7 @@ class PointedPicture(anywidget.AnyWidget):
 # %% ../../nbs/widgets/controls.ipynb #11
 class Code(anywidget.AnyWidget):
     "Lines of code with a button that copies them."
+
     _css = _LOOK
     _esm = """
     function render({ model, el }) {

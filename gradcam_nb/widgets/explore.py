@@ -21,4 +21,5 @@ def explore(
 ):  # an ipywidgets box
     "A panel to look into a model with. Raises `ValueError` or `TypeError` where the model or the picture cannot be had; all later errors stand in the panel."
     from gradcam_nb.widgets.explorer import Explorer
+
     return Explorer(model, image, preprocess=preprocess, names=names, targets=targets)

@@ -9,7 +9,22 @@ __all__ = ['Explorer']
 import html
 from pathlib import Path
 
-from ipywidgets import HTML, BoundedIntText, Button, Checkbox, Combobox, Dropdown, FileUpload, FloatSlider, HBox, IntProgress, Layout, Tab, Text, VBox
+from ipywidgets import (
+    HTML,
+    BoundedIntText,
+    Button,
+    Checkbox,
+    Combobox,
+    Dropdown,
+    FileUpload,
+    FloatSlider,
+    HBox,
+    IntProgress,
+    Layout,
+    Tab,
+    Text,
+    VBox,
+)
 
 from ..catalogue import list_methods
 from ..samples.networks import MODELS
@@ -23,6 +38,7 @@ from .worker import Worker, in_words
 # %% ../../nbs/widgets/explorer.ipynb #08
 class Explorer(VBox):
     "The panel; `explore` makes one."
+
     def __init__(self, model=None, image=None, **how):  # as for `explore`
         self.own, self.how, self.using, self.quiet = model, how, how, False
         self.session = Session(model if model is not None else "scenes-cnn", image if image is not None else "scene:3", **how)
@@ -34,41 +50,100 @@ class Explorer(VBox):
         self._opened(self.session)
 
     def _make(self):
-        def wide(): return dict(layout=Layout(width="auto"), style={"description_width": "70px"})  # each its own: it may be hidden
-        self.sample = Dropdown(options=[("choose …", ""), *((f"scene {i}", f"scene:{i}") for i in range(1, 13))], description="Sample", **wide())
+        def wide():
+            return dict(layout=Layout(width="auto"), style={"description_width": "70px"})  # each its own: it may be hidden
+
+        self.sample = Dropdown(
+            options=[("choose …", ""), *((f"scene {i}", f"scene:{i}") for i in range(1, 13))], description="Sample", **wide()
+        )
         self.path = Text(placeholder="a file, such as photos/dog.jpg", description="File", continuous_update=False, **wide())
         self.upload = FileUpload(accept="image/*", description="Upload a picture", layout=Layout(width="auto"))
         self.picture = BoundedIntText(0, 0, len(self.session.pictures) - 1, description="Picture", **wide())
-        self.model = Combobox(value=self.session.model or "your model", options=[*MODELS, *([] if self.session.model else ["your model"])], description="Model", continuous_update=False, **wide())
+        self.model = Combobox(
+            value=self.session.model or "your model",
+            options=[*MODELS, *([] if self.session.model else ["your model"])],
+            description="Model",
+            continuous_update=False,
+            **wide(),
+        )
         self.target = Choices(label="Target", rows=7)
         self.search = Combobox(placeholder="search a class by name", description="Search", continuous_update=False, **wide())
         self.method = Choices(label="Method", options=method_choices(), value=["GradCAM"], rows=9)
         self.about = HTML()
         self.layer = Choices(label="Layer (with Ctrl: several, fused)", multiple=True, rows=10)
         self.fusion = Dropdown(options=["mean", "max", "product", "sum"], description="Fusion", **wide())
-        self.aug, self.eigen = (Checkbox(False, description=text, indent=False, layout=Layout(width="auto")) for text in ("smooth by changed copies", "first component"))
-        self.opacity, self.threshold = (FloatSlider(value, min=0, max=1, step=.01, description=text, readout_format=".2f", layout=Layout(width="260px")) for value, text in ((.5, "Opacity"), (0, "Threshold")))
-        self.colormap = Dropdown(options=["turbo", "viridis", "magma", "inferno", "cividis", "jet", "gray", "coolwarm"], description="Colours", layout=Layout(width="220px"))
+        self.aug, self.eigen = (
+            Checkbox(False, description=text, indent=False, layout=Layout(width="auto"))
+            for text in ("smooth by changed copies", "first component")
+        )
+        self.opacity, self.threshold = (
+            FloatSlider(value, min=0, max=1, step=0.01, description=text, readout_format=".2f", layout=Layout(width="260px"))
+            for value, text in ((0.5, "Opacity"), (0, "Threshold"))
+        )
+        self.colormap = Dropdown(
+            options=["turbo", "viridis", "magma", "inferno", "cividis", "jet", "gray", "coolwarm"],
+            description="Colours",
+            layout=Layout(width="220px"),
+        )
         self.shown = [PointedPicture() for _ in range(3)]
         self.titles, self.reading, self.status, self.error = [HTML() for _ in range(3)], HTML(), HTML(), HTML()
-        self.bar, self.stop = IntProgress(0, 0, 1, layout=Layout(width="200px")), Button(description="Stop", icon="stop", tooltip="end the run", layout=Layout(width="90px"))
+        self.bar, self.stop = (
+            IntProgress(0, 0, 1, layout=Layout(width="200px")),
+            Button(description="Stop", icon="stop", tooltip="end the run", layout=Layout(width="90px")),
+        )
         self.compare, self.measure, self.copy, self.save = Compare(self, self.method), Measure(self), CopyCode(self), Save(self)
 
     def _arrange(self):
         row = Layout(flex_flow="row wrap", align_items="center")
-        asked = VBox([self.model, self.sample, self.path, self.upload, self.picture, self.target, self.search, self.method, self.about, self.layer, self.fusion, self.aug, self.eigen],
-                     layout=Layout(flex="1 1 280px", min_width="0", padding="0 12px 0 0"))
-        pictures = HBox([VBox([title, shown], layout=Layout(flex="1 1 180px", min_width="0", max_width="400px", padding="0 8px 0 0")) for title, shown in zip(self.titles, self.shown)], layout=Layout(flex_flow="row wrap"))
+        asked = VBox(
+            [
+                self.model,
+                self.sample,
+                self.path,
+                self.upload,
+                self.picture,
+                self.target,
+                self.search,
+                self.method,
+                self.about,
+                self.layer,
+                self.fusion,
+                self.aug,
+                self.eigen,
+            ],
+            layout=Layout(flex="1 1 280px", min_width="0", padding="0 12px 0 0"),
+        )
+        pictures = HBox(
+            [
+                VBox([title, shown], layout=Layout(flex="1 1 180px", min_width="0", max_width="400px", padding="0 8px 0 0"))
+                for title, shown in zip(self.titles, self.shown)
+            ],
+            layout=Layout(flex_flow="row wrap"),
+        )
         tabs = Tab([self.compare, self.measure, self.copy, self.save], titles=["Compare", "Measure", "Copy code", "Save"])
-        came = VBox([HBox([self.status, self.bar, self.stop], layout=row), self.error, pictures, self.reading, HBox([self.opacity, self.threshold, self.colormap], layout=row), tabs],
-                    layout=Layout(flex="3 1 520px", min_width="0"))
+        came = VBox(
+            [
+                HBox([self.status, self.bar, self.stop], layout=row),
+                self.error,
+                pictures,
+                self.reading,
+                HBox([self.opacity, self.threshold, self.colormap], layout=row),
+                tabs,
+            ],
+            layout=Layout(flex="3 1 520px", min_width="0"),
+        )
         super().__init__([HBox([asked, came], layout=Layout(flex_flow="row wrap", align_items="flex-start"))])
 
     def _listen(self):
-        def hear(widget, trait, call): widget.observe(self.safely(lambda change: call(change.new)), trait)
-        for control in (self.method, self.layer, self.target, self.fusion, self.aug, self.eigen): hear(control, "value", self._asked)
-        for control in (self.opacity, self.threshold, self.colormap): hear(control, "value", lambda _: self.paint())
-        for shown in self.shown: hear(shown, "over", self._read), hear(shown, "clicked", self._pick)
+        def hear(widget, trait, call):
+            widget.observe(self.safely(lambda change: call(change.new)), trait)
+
+        for control in (self.method, self.layer, self.target, self.fusion, self.aug, self.eigen):
+            hear(control, "value", self._asked)
+        for control in (self.opacity, self.threshold, self.colormap):
+            hear(control, "value", lambda _: self.paint())
+        for shown in self.shown:
+            hear(shown, "over", self._read), hear(shown, "clicked", self._pick)
         hear(self.sample, "value", lambda name: name and self._open(images=name))
         hear(self.path, "value", lambda path: path.strip() and self._open(images=path.strip()))
         hear(self.upload, "value", lambda files: files and self._open(images={files[0]["name"]: bytes(files[0]["content"])}))
@@ -79,21 +154,31 @@ class Explorer(VBox):
 
     def safely(self, call):
         "The same call; an error stands in the panel, and is never a traceback."
+
         def act(*given):
-            try: call(*given)
-            except Exception as error: self.say(in_words(error))
+            try:
+                call(*given)
+            except Exception as error:
+                self.say(in_words(error))
+
         return act
 
     def say(self, text: str):
         "An error, in the panel."
-        self.error.value = f"<div role='alert' style='border-left:3px solid var(--jp-error-color1,#d32f2f);padding:2px 8px;margin:4px 0'>{html.escape(text)}</div>" if text else ""
+        self.error.value = (
+            f"<div role='alert' style='border-left:3px solid var(--jp-error-color1,#d32f2f);padding:2px 8px;margin:4px 0'>{html.escape(text)}</div>"
+            if text
+            else ""
+        )
 
-    def run(self,
+    def run(
+        self,
         label: str,  # what is going on
         job,  # the work; in the worker's thread
         done,  # what came of it; in this thread
     ):
         "Run what may take long, with progress and a way to stop."
+
         def ended(found, heard):
             self._idle()
             self.say("; ".join(dict.fromkeys(heard)))
@@ -118,12 +203,15 @@ class Explorer(VBox):
     def _open(self, model=None, images=None):
         "Another model with the same pictures, or another picture with the same model."
         before, using = self.session, self.using
-        if model: using = self.how if model in ("your model", self.first) else {}
+        if model:
+            using = self.how if model in ("your model", self.first) else {}
 
         def make():
             found = Session(self.own if model == "your model" else model or before.network, before.pictures if model else images, **using)
-            if model: found.sources = before.sources
-            else: found.model = before.model
+            if model:
+                found.sources = before.sources
+            else:
+                found.model = before.model
             return found
 
         def opened(session):
@@ -155,26 +243,41 @@ class Explorer(VBox):
         text = words.strip().lower()
         asked = self.session.questions(self.picture.value)
         found = [one for one in asked if one.label.lower() == text] or [one for one in asked if text in one.label.lower()]
-        if text and found: self._ask(found[0])
-        elif text: self.say(f"target: no class is called {words!r}")
+        if text and found:
+            self._ask(found[0])
+        elif text:
+            self.say(f"target: no class is called {words!r}")
 
     def _ask(self, asked):
         "A question that may not stand in the list yet."
-        if asked.code not in [option["value"] for option in self.target.options]: self.target.options = [*self.target.options, dict(value=asked.code, label=asked.label)]
+        if asked.code not in [option["value"] for option in self.target.options]:
+            self.target.options = [*self.target.options, dict(value=asked.code, label=asked.label)]
         self.target.value = [asked.code]
 
     def _asked(self, _=None):
         "Something that decides the map has changed."
-        if self.quiet: return
-        if not self.method.value or not self.layer.value or not self.target.value: return self.say("method, layer, target: choose one of each")
+        if self.quiet:
+            return
+        if not self.method.value or not self.layer.value or not self.target.value:
+            return self.say("method, layer, target: choose one of each")
         asked = next(one for one in self.session.questions(self.picture.value) if one.code == self.target.value[0])
         method = list_methods()[self.method.value[0]]
         self.about.value = f"<div style='line-height:1.4'>{html.escape((method.__doc__ or '').splitlines()[0])}<br><i>{html.escape(method.cost)}; {html.escape(method.paper or 'a yardstick')}</i></div>"
         self.fusion.layout.display = None if len(self.layer.value) > 1 else "none"
-        setting = self.session.setting(self.picture.value, self.method.value[0], self.layer.value, asked, aug_smooth=self.aug.value, eigen_smooth=self.eigen.value, fusion=self.fusion.value)
+        setting = self.session.setting(
+            self.picture.value,
+            self.method.value[0],
+            self.layer.value,
+            asked,
+            aug_smooth=self.aug.value,
+            eigen_smooth=self.eigen.value,
+            fusion=self.fusion.value,
+        )
         session = self.session
-        if setting in session.kept: self.say(""), self.worker.stop(), self._idle(), self._came(setting, session.explain(setting))
-        else: self.run(setting.method, lambda: session.explain(setting), lambda explanation: self._came(setting, explanation))
+        if setting in session.kept:
+            self.say(""), self.worker.stop(), self._idle(), self._came(setting, session.explain(setting))
+        else:
+            self.run(setting.method, lambda: session.explain(setting), lambda explanation: self._came(setting, explanation))
 
     def _came(self, setting, explanation):
         self.setting, self.explanation = setting, explanation
@@ -183,16 +286,21 @@ class Explorer(VBox):
         self.paint()
 
     @property
-    def colours(self): return dict(colormap=self.colormap.value, opacity=self.opacity.value, threshold=self.threshold.value)
+    def colours(self):
+        return dict(colormap=self.colormap.value, opacity=self.opacity.value, threshold=self.threshold.value)
 
     def paint(self):
         "The map at hand in the colours at hand; nothing is run."
-        if self.explanation is None: return
+        if self.explanation is None:
+            return
         heat, asked, setting = self.explanation.heat_map, self.setting.asked, self.setting
         self.shown[1].value = png(self.panel.painted(heat, **self.colours))
         self.shown[2].value = png(raw_map(heat, self.colormap.value, self.threshold.value))
         where = f"{setting.method} at {' + '.join(setting.layers)}"
-        for title, shown, text in zip(self.titles, self.shown, (Path(self.session.sources[setting.picture].strip("'")).name, asked.label, where)): title.value, shown.alt = f"<b>{html.escape(text)}</b>", text
+        for title, shown, text in zip(
+            self.titles, self.shown, (Path(self.session.sources[setting.picture].strip("'")).name, asked.label, where)
+        ):
+            title.value, shown.alt = f"<b>{html.escape(text)}</b>", text
         self.copy.paint()
         self.compare.paint()
 
@@ -202,7 +310,8 @@ class Explorer(VBox):
 
     def _read(self, over):
         "The value under the pointer."
-        if self.explanation is None: return
+        if self.explanation is None:
+            return
         x, y = self._at(over)
         value, there = self.panel.value(self.explanation.heat_map, x, y), self.session.asked_at(self.setting.picture, x, y)
         number = "the network does not see this place" if value is None else f"heat {value:.2f}"
@@ -211,4 +320,5 @@ class Explorer(VBox):
     def _pick(self, clicked):
         "Ask about what was clicked: a box, or a segmenter's class."
         there = self.session.asked_at(self.picture.value, *self._at(clicked))
-        if there: self._ask(there)
+        if there:
+            self._ask(there)

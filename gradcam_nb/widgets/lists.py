@@ -6,8 +6,8 @@
 __all__ = ['KINDS', 'method_choices', 'layer_choices']
 
 # %% ../../nbs/widgets/lists.ipynb #03
-from ..core.cam import BaseCAM
 from ..catalogue import list_methods
+from ..core.cam import BaseCAM
 
 # %% ../../nbs/widgets/lists.ipynb #08
 KINDS = {  # of methods, in the order of the list -> what the list calls them
@@ -19,6 +19,7 @@ KINDS = {  # of methods, in the order of the list -> what the list calls them
     "yardstick": "yardsticks: what an explanation must beat",
 }
 
+
 def method_choices() -> list[dict]:  # for `Choices`
     "Every method of heat maps, by its kind."
     methods = {name: item for name, item in list_methods().items() if issubclass(item, BaseCAM)}
@@ -27,9 +28,11 @@ def method_choices() -> list[dict]:  # for `Choices`
         said = (item.__doc__ or "").splitlines()[0]
         return dict(value=name, label=name, group=KINDS[item.kind], hint=f"{said} Cost: {item.cost}", disabled=False)
 
-    def rank(name): return list(KINDS).index(methods[name].kind), name != "GradCAM"
+    def rank(name):
+        return list(KINDS).index(methods[name].kind), name != "GradCAM"
 
     return [choice(name, methods[name]) for name in sorted(methods, key=rank)]
+
 
 def layer_choices(
     session,  # a `Session`
@@ -38,7 +41,23 @@ def layer_choices(
     listed = []
     for layer in session.layers:
         shape = "×".join(map(str, layer.laid[1:] if layer.laid else layer.shape[1:]))
-        why = "" if layer.name in session.live else "it does not lie on the picture" if not layer.laid else "it has one place only" if not any(side > 1 for side in layer.grid) else "no gradient reaches it"
+        why = (
+            ""
+            if layer.name in session.live
+            else "it does not lie on the picture"
+            if not layer.laid
+            else "it has one place only"
+            if not any(side > 1 for side in layer.grid)
+            else "no gradient reaches it"
+        )
         suggested = "  ★ suggested" if layer.name == session.suggested else ""
-        listed.append(dict(value=layer.name, label=f"{layer.name}  {shape}{suggested}{'  (' + why + ')' if why else ''}", group=layer.name.split(".")[0], hint=f"{layer.kind}, {shape}", disabled=bool(why)))
+        listed.append(
+            dict(
+                value=layer.name,
+                label=f"{layer.name}  {shape}{suggested}{'  (' + why + ')' if why else ''}",
+                group=layer.name.split(".")[0],
+                hint=f"{layer.kind}, {shape}",
+                disabled=bool(why),
+            )
+        )
     return listed

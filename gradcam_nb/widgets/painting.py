@@ -19,39 +19,53 @@ from ..imaging.overlay import colorize, overlay
 # %% ../../nbs/widgets/painting.ipynb #08
 class Panel:
     "A picture made small for the screen, on which maps are painted."
-    def __init__(self,
+
+    def __init__(
+        self,
         picture: Image.Image,
         region: tuple,  # left, top, right, bottom of the maps on the picture, in its pixels
         side: int = 400,  # the longer side on the screen, in pixels; a smaller picture stays as it is
     ):
         self.scale = min(1, side / max(picture.size))
         self.size = picture.size
-        self.small = picture if self.scale == 1 else picture.resize([max(1, round(edge * self.scale)) for edge in picture.size], Image.Resampling.LANCZOS)
+        self.small = (
+            picture
+            if self.scale == 1
+            else picture.resize([max(1, round(edge * self.scale)) for edge in picture.size], Image.Resampling.LANCZOS)
+        )
         x, y = (small / whole for small, whole in zip(self.small.size, picture.size))
         self.region = tuple(edge * by for edge, by in zip(region, (x, y, x, y)))
 
-    def plain(self,
+    def plain(
+        self,
         boxes=(),  # left, top, right, bottom in the picture's pixels
         chosen=None,  # one of them
     ) -> Image.Image:
         "The picture, with a detector's boxes on it."
         image = self.small.copy()
         draw = ImageDraw.Draw(image)
-        for box in boxes: draw.rectangle([edge * self.scale for edge in box], outline="#ffd500" if box == chosen else "white", width=3 if box == chosen else 1)
+        for box in boxes:
+            draw.rectangle(
+                [edge * self.scale for edge in box], outline="#ffd500" if box == chosen else "white", width=3 if box == chosen else 1
+            )
         return image
 
     def painted(self, heat_map: Tensor, **colours) -> Image.Image:
         "The picture with a map on it."
         return overlay(self.small, heat_map, region=self.region, **colours)
 
-    def value(self,
+    def value(
+        self,
         heat_map: Tensor,  # `H × W`
         x: float,  # in the picture's pixels
         y: float,
     ) -> float | None:  # None where the map does not lie
         "The map's number at a place of the picture."
         left, top, right, bottom = (edge / self.scale for edge in self.region)
-        row, column = (int((at - start) / (end - start) * side) for at, start, end, side in ((y, top, bottom, heat_map.shape[0]), (x, left, right, heat_map.shape[1])))
+        row, column = (
+            int((at - start) / (end - start) * side)
+            for at, start, end, side in ((y, top, bottom, heat_map.shape[0]), (x, left, right, heat_map.shape[1]))
+        )
         inside = left <= x < right and top <= y < bottom
         return heat_map[min(row, heat_map.shape[0] - 1), min(column, heat_map.shape[1] - 1)].item() if inside else None
 
@@ -61,6 +75,7 @@ def png(image: Image.Image) -> bytes:
     image.save(stored := BytesIO(), "PNG", compress_level=1)
     return stored.getvalue()
 
+
 def raw_map(
     heat_map: Tensor,  # `H × W` in [0, 1]
     colormap: str = "turbo",  # a matplotlib name
@@ -68,9 +83,11 @@ def raw_map(
 ) -> Image.Image:
     "The bare map in colours, each pixel as it is."
     image = colorize(heat_map, colormap)
-    if not threshold: return image
+    if not threshold:
+        return image
     below = Image.fromarray(((heat_map < threshold).cpu().to(torch.uint8) * 255).numpy())
     return Image.composite(image.convert("L").convert("RGB"), image, below)
+
 
 def table_of_pictures(
     rows: dict[str, dict[str, Image.Image]],  # row -> column -> picture
@@ -79,6 +96,11 @@ def table_of_pictures(
     "A table of pictures with named rows and columns."
     columns = list(dict.fromkeys(name for row in rows.values() for name in row))
     head = "".join(f"<th scope='col' style='font-weight:600;padding:2px 6px'>{html.escape(name)}</th>" for name in columns)
-    cell = lambda row, column, image: f"<td style='padding:2px'><img alt='{html.escape(row)} at {html.escape(column)}' style='width:132px;display:block' src='data:image/png;base64,{b64encode(png(image)).decode()}'></td>"
-    body = "".join(f"<tr><th scope='row' style='text-align:right;padding:2px 6px'>{html.escape(name)}</th>{''.join(cell(name, column, row[column]) for column in columns)}</tr>" for name, row in rows.items())
+    cell = lambda row, column, image: (
+        f"<td style='padding:2px'><img alt='{html.escape(row)} at {html.escape(column)}' style='width:132px;display:block' src='data:image/png;base64,{b64encode(png(image)).decode()}'></td>"
+    )
+    body = "".join(
+        f"<tr><th scope='row' style='text-align:right;padding:2px 6px'>{html.escape(name)}</th>{''.join(cell(name, column, row[column]) for column in columns)}</tr>"
+        for name, row in rows.items()
+    )
     return f"<div style='overflow-x:auto'><table style='border-collapse:collapse'><caption style='text-align:left;padding:4px 0'>{html.escape(caption)}</caption><tr><td></td>{head}</tr>{body}</table></div>"

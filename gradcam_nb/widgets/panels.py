@@ -9,7 +9,7 @@ __all__ = ['Compare', 'Measure', 'CopyCode', 'Save']
 import html
 from pathlib import Path
 
-from ipywidgets import Button, Dropdown, HTML, HBox, Layout, Text, VBox
+from ipywidgets import HTML, Button, Dropdown, HBox, Layout, Text, VBox
 
 from ..catalogue import list_metrics
 from ..metrics.localisation import LocalisationMetric
@@ -19,6 +19,7 @@ from .painting import table_of_pictures
 # %% ../../nbs/widgets/panels.ipynb #08
 class Compare(VBox):
     "Methods × layers for the question at hand, from one run of the model where the methods allow it."
+
     def __init__(self, explorer, methods: Choices):
         self.explorer, self.found = explorer, None
         self.methods = Choices(label="Methods", options=methods.options, multiple=True, rows=8, value=["GradCAM", "HiResCAM", "LayerCAM"])
@@ -26,7 +27,10 @@ class Compare(VBox):
         self.button = Button(description="Compare", tooltip="draw each method at each layer", button_style="primary")
         self.table = HTML()
         self.button.on_click(explorer.safely(lambda _: self.compare()))
-        lists = HBox([VBox([one], layout=Layout(flex="1 1 220px", min_width="0")) for one in (self.methods, self.layers)], layout=Layout(flex_flow="row wrap"))
+        lists = HBox(
+            [VBox([one], layout=Layout(flex="1 1 220px", min_width="0")) for one in (self.methods, self.layers)],
+            layout=Layout(flex_flow="row wrap"),
+        )
         super().__init__([lists, self.button, self.table])
 
     def list_layers(self, layers: Choices, suggested: str):
@@ -37,7 +41,8 @@ class Compare(VBox):
 
     def compare(self):
         setting, session, methods, layers = self.explorer.setting, self.explorer.session, self.methods.value, self.layers.value
-        if not methods or not layers: return self.explorer.say("methods and layers: choose at least one of each to compare")
+        if not methods or not layers:
+            return self.explorer.say("methods and layers: choose at least one of each to compare")
 
         def show(found):
             self.found, self.caption = found, f"for {setting.asked.label}"
@@ -47,13 +52,17 @@ class Compare(VBox):
 
     def paint(self):
         "The table in the colours at hand."
-        if self.found is None: return
+        if self.found is None:
+            return
         paint = lambda heat: self.explorer.panel.painted(heat, **self.explorer.colours)
-        self.table.value = table_of_pictures({method: {layer: paint(heat) for layer, heat in row.items()} for method, row in self.found.items()}, self.caption)
+        self.table.value = table_of_pictures(
+            {method: {layer: paint(heat) for layer, heat in row.items()} for method, row in self.found.items()}, self.caption
+        )
 
 # %% ../../nbs/widgets/panels.ipynb #11
 class Measure(VBox):
     "Metrics of the map at hand, on demand."
+
     def __init__(self, explorer):
         self.explorer, self.rows = explorer, []
         names = [name for name, kind in list_metrics().items() if not issubclass(kind, LocalisationMetric)]
@@ -72,6 +81,7 @@ class Measure(VBox):
 
     def measure(self):
         from pandas import DataFrame
+
         setting, session, name = self.explorer.setting, self.explorer.session, self.metric.value
 
         def show(value):
@@ -84,6 +94,7 @@ class Measure(VBox):
 # %% ../../nbs/widgets/panels.ipynb #14
 class CopyCode(VBox):
     "The lines of Python that make the picture at hand."
+
     def __init__(self, explorer):
         self.explorer, self.code = explorer, Code()
         super().__init__([self.code])
@@ -92,8 +103,10 @@ class CopyCode(VBox):
         "The code of the setting and colours at hand."
         self.code.value = self.explorer.session.code(self.explorer.setting, **self.explorer.colours)
 
+
 class Save(VBox):
     "The overlay (PNG), the raw map (NPY) and the settings (JSON), in a folder."
+
     def __init__(self, explorer):
         self.explorer = explorer
         self.folder = Text("explanations", description="Folder", tooltip="made if it is not there", continuous_update=False)
@@ -105,9 +118,24 @@ class Save(VBox):
 
     def save(self):
         setting, session, colours = self.explorer.setting, self.explorer.session, dict(self.explorer.colours)
-        if setting not in session.kept: return self.explorer.say("Save: there is no map yet; wait for it, or choose what can be explained")
-        settings = dict(picture=session.sources[setting.picture], method=setting.method, layers=list(setting.layers), target=setting.asked.code, label=setting.asked.label,
-                        aug_smooth=setting.aug_smooth, eigen_smooth=setting.eigen_smooth, fusion=setting.fusion, **colours, code=session.code(setting, **colours))
-        try: files = session.explain(setting).save(Path(self.folder.value).expanduser(), self.name.value or "explanation", settings=settings, **colours)
-        except (OSError, ValueError) as error: return self.explorer.say(f"Save: {error}")
+        if setting not in session.kept:
+            return self.explorer.say("Save: there is no map yet; wait for it, or choose what can be explained")
+        settings = dict(
+            picture=session.sources[setting.picture],
+            method=setting.method,
+            layers=list(setting.layers),
+            target=setting.asked.code,
+            label=setting.asked.label,
+            aug_smooth=setting.aug_smooth,
+            eigen_smooth=setting.eigen_smooth,
+            fusion=setting.fusion,
+            **colours,
+            code=session.code(setting, **colours),
+        )
+        try:
+            files = session.explain(setting).save(
+                Path(self.folder.value).expanduser(), self.name.value or "explanation", settings=settings, **colours
+            )
+        except (OSError, ValueError) as error:
+            return self.explorer.say(f"Save: {error}")
         self.said.value = f"<div role='status'>saved: {', '.join(html.escape(str(file)) for file in files.values())}</div>"

@@ -15,9 +15,9 @@ from io import BytesIO
 from PIL import Image, ImageDraw, ImageFont
 from torch import nn
 
+from ..ask import input_for, preprocess_of, read_picture
 from ..compare import compare
 from ..engine.visit import unwrap
-from ..ask import input_for, preprocess_of, read_picture
 from ..imaging.overlay import overlay
 from ..imaging.read import read_image
 from ..models import load_model
@@ -39,8 +39,13 @@ def method_images(
     for layer in layers:
         made = [method if isinstance(method, (str, type)) else method(network, layer) for method in methods]
         heats[layer] = compare(network, tensor, made, target, target_layers=layer)
-    if not heats: raise ValueError("layers: got none; pass names of layers, such as those of list_layers")
-    return {(method, layer): overlay(picture, heats[layer][method][0], region=region, **options) for method in heats[layers[0]] for layer in layers}
+    if not heats:
+        raise ValueError("layers: got none; pass names of layers, such as those of list_layers")
+    return {
+        (method, layer): overlay(picture, heats[layer][method][0], region=region, **options)
+        for method in heats[layers[0]]
+        for layer in layers
+    }
 
 # %% ../../nbs/widgets/picker.ipynb #13
 def picker(
@@ -52,14 +57,21 @@ def picker(
 ):  # an ipywidgets box
     "Menus that choose among pictures, with no kernel. Raises `ValueError` where a combination has no picture."
     from ipywidgets import HTML, Box, Dropdown, Layout, Stack, VBox, jslink
+
     images, choices = _choices(images)
-    if len(labels) != len(choices): raise ValueError(f"labels: got {labels} for {len(choices)} choices; pass a name for each")
+    if len(labels) != len(choices):
+        raise ValueError(f"labels: got {labels} for {len(choices)} choices; pass a name for each")
     start = next(iter(images)) if start is None else start if isinstance(start, tuple) else (start,)
-    if start not in images: raise ValueError(f"start: no picture for {start}; pass one of the keys of images")
-    menus = [Dropdown(options=options, index=options.index(first), description=label, style=dict(description_width="initial")) for label, options, first in zip(labels, choices, start)]
+    if start not in images:
+        raise ValueError(f"start: no picture for {start}; pass one of the keys of images")
+    menus = [
+        Dropdown(options=options, index=options.index(first), description=label, style=dict(description_width="initial"))
+        for label, options, first in zip(labels, choices, start)
+    ]
 
     def stacked(key):
-        if len(key) == len(choices): return HTML(_img(images[key], size, f"{about}: " + ", ".join(map(" ".join, zip(labels, key)))))
+        if len(key) == len(choices):
+            return HTML(_img(images[key], size, f"{about}: " + ", ".join(map(" ".join, zip(labels, key)))))
         menu = menus[len(key)]
         stack = Stack([stacked((*key, option)) for option in menu.options], selected_index=menu.index)
         jslink((menu, "index"), (stack, "selected_index"))
@@ -75,18 +87,22 @@ _STYLE = """<style>.gradcam-picker.jupyter-widgets, .gradcam-picker .jupyter-wid
 .gradcam-picker .jupyter-widgets select:-moz-focusring {color: inherit; text-shadow: none}
 .gradcam-picker option {color: black; background: white}</style>"""
 
+
 def readable(
     box,  # an ipywidgets box
 ):  # the same, with one child more
     "A box whose text takes the colours of the page around it."
     from ipywidgets import HTML, Layout
+
     box.children = *box.children, HTML(_STYLE, layout=Layout(display="none"))
     box.add_class("gradcam-picker")
     return box
 
+
 def _choices(images):
     "The pictures by tuples of choices, and the options of each choice, in the order in which they come."
-    if not images: raise ValueError("images: got none; pass pictures by their choices, such as those of method_images")
+    if not images:
+        raise ValueError("images: got none; pass pictures by their choices, such as those of method_images")
     images = {key if isinstance(key, tuple) else (key,): read_image(image) for key, image in images.items()}
     if len({len(key) for key in images}) > 1 or not all(isinstance(part, str) for key in images for part in key):
         raise ValueError(f"images: the keys are to be strings, or tuples of strings of one length; got {list(images)[:3]}")
@@ -94,6 +110,7 @@ def _choices(images):
     if absent := [key for key in itertools.product(*choices) if key not in images]:
         raise ValueError(f"images: no picture for {absent[0]}; pass one for each combination")
     return images, choices
+
 
 def _img(image, size, alt):
     image = image.copy()
@@ -110,19 +127,27 @@ def picker_figure(
 ) -> Image.Image:  # with a palette of 96 colours
     "All pictures of a picker side by side: a column for each option of the last choice, a row for each of the others."
     from matplotlib import get_data_path
+
     font = ImageFont.truetype(f"{get_data_path()}/fonts/ttf/DejaVuSans.ttf", 11)
     images, choices = _choices(images)
     *named, columns = choices
     rows = list(itertools.product(*named))
-    small = {key: image.resize((size, max(1, round(size * image.height / image.width))), Image.Resampling.LANCZOS) for key, image in images.items()}
+    small = {
+        key: image.resize((size, max(1, round(size * image.height / image.width))), Image.Resampling.LANCZOS)
+        for key, image in images.items()
+    }
     height, line = max(image.height for image in small.values()) + 4, 16
     head, above = line + 6, line if named else 0
     sheet = Image.new("RGB", (len(columns) * (size + 4), head + len(rows) * (height + above)), "white")
     write = ImageDraw.Draw(sheet)
-    for x, column in enumerate(columns): write.text((x * (size + 4), 1), column, "black", font)
+    for x, column in enumerate(columns):
+        write.text((x * (size + 4), 1), column, "black", font)
     for y, row in enumerate(rows):
         top = head + y * (height + above)
         write.text((0, top), ", ".join(row), "black", font)
-        for x, column in enumerate(columns): sheet.paste(small[(*row, column)], (x * (size + 4), top + above))
-    palette = sheet.resize((sheet.width // 4, sheet.height // 4)).quantize(96, kmeans=1)  # the colours of a few places, for all would take a second
+        for x, column in enumerate(columns):
+            sheet.paste(small[(*row, column)], (x * (size + 4), top + above))
+    palette = sheet.resize((sheet.width // 4, sheet.height // 4)).quantize(
+        96, kmeans=1
+    )  # the colours of a few places, for all would take a second
     return sheet.quantize(palette=palette, dither=Image.Dither.NONE)

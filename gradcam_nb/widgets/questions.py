@@ -24,6 +24,7 @@ from ..targets.segmentation import SemanticSegmentationTarget
 @dataclass(frozen=True)
 class Asked:
     "One question to a model about a picture; two are the same if their code is."
+
     code: str  # the Python of the target
     label: str = field(compare=False)  # for people
     target: Any = field(compare=False)  # a class index, or a callable
@@ -35,25 +36,38 @@ def _classes(model, output, names):
     seen = sorted(saw(model, output), key=lambda one: -one.score)
     return [Asked(str(one.index), f"{names[one.index] if names else one.name} ({one.probability:.1%})", one.index) for one in seen]
 
+
 def _regions(model, output, names):
     "The classes that a segmenter sees somewhere, the largest first; behind them the others."
     planes = scores_in(output)
-    if not isinstance(planes, Tensor) or planes.ndim != 4 or planes.shape[1] < 2 or planes[0, 0].numel() < 2: return []
+    if not isinstance(planes, Tensor) or planes.ndim != 4 or planes.shape[1] < 2 or planes[0, 0].numel() < 2:
+        return []
     areas = torch.bincount(planes[0].argmax(0).flatten(), minlength=planes.shape[1]) / planes[0, 0].numel()
     names = names or class_names(model, planes.shape[1])
     shares = sorted(enumerate(areas.tolist()), key=lambda one: -one[1])
-    return [Asked(f"SemanticSegmentationTarget({i})", f"{names[i]} ({share:.1%} of the picture)" if share else f"{names[i]} (nowhere)", SemanticSegmentationTarget(i)) for i, share in shares]
+    return [
+        Asked(
+            f"SemanticSegmentationTarget({i})",
+            f"{names[i]} ({share:.1%} of the picture)" if share else f"{names[i]} (nowhere)",
+            SemanticSegmentationTarget(i),
+        )
+        for i, share in shares
+    ]
+
 
 def _boxes(model, output, names):
     "What a detector found, the surest first."
     found = output[0] if isinstance(output, (list, tuple)) and output else output
-    if not isinstance(found, Mapping) or not {"boxes", "labels", "scores"} <= found.keys(): return []
+    if not isinstance(found, Mapping) or not {"boxes", "labels", "scores"} <= found.keys():
+        return []
     names = names or getattr(model, "classes", None)
     asked = []
     for i in found["scores"].argsort(descending=True).tolist():
         box, label = [round(edge, 1) for edge in found["boxes"][i].tolist()], int(found["labels"][i])
         name = names[label] if names is not None and 0 <= label < len(names) else f"class {label}"
-        asked.append(Asked(f"DetectionTarget({box}, {label})", f"{name} ({found['scores'][i]:.1%})", DetectionTarget(box, label), tuple(box)))
+        asked.append(
+            Asked(f"DetectionTarget({box}, {label})", f"{name} ({found['scores'][i]:.1%})", DetectionTarget(box, label), tuple(box))
+        )
     return asked
 
 # %% ../../nbs/widgets/questions.ipynb #10
@@ -64,7 +78,9 @@ def questions(
 ) -> list[Asked]:  # the likeliest first
     "What can be asked about a picture. Raises `ValueError` where nothing in the answer can be."
     for kind in (_boxes, _classes, _regions):
-        if found := kind(model, output, names): return found
-    if isinstance(output, Tensor) and output.is_floating_point(): return [Asked("RawScoresOutputTarget()", "all that it answers, added", RawScoresOutputTarget())]
+        if found := kind(model, output, names):
+            return found
+    if isinstance(output, Tensor) and output.is_floating_point():
+        return [Asked("RawScoresOutputTarget()", "all that it answers, added", RawScoresOutputTarget())]
     what = "it finds nothing in this picture" if isinstance(output, (list, Mapping)) else f"it answers with a {type(output).__name__}"
     raise ValueError(f"targets: there is nothing to ask this model about ({what}); pass targets=, a dict of names and targets")

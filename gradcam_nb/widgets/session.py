@@ -15,16 +15,15 @@ import torch
 from PIL.Image import Image
 from torch import Tensor, nn
 
+from ..ask import input_for, preprocess_of, read_picture
+from ..catalogue import list_methods, list_metrics
 from ..compare import compare_layers
 from ..engine.inputs import call_model
+from ..engine.layers import Layer, list_layers, live_layers, suggest_layer
 from ..engine.visit import evaluating, unwrap
 from ..explain import explain
-from ..ask import input_for, preprocess_of, read_picture
-from ..catalogue import list_methods
 from ..explanation import Explanation
 from ..imaging.preprocess import Preprocess
-from ..engine.layers import Layer, list_layers, live_layers, suggest_layer
-from ..catalogue import list_metrics
 from ..models import load_model
 from ..targets.resolve import resolve_targets, scores_in, total_score
 from .questions import Asked, questions
@@ -33,6 +32,7 @@ from .questions import Asked, questions
 @dataclass(frozen=True)
 class Setting:
     "All that decides a heat map."
+
     picture: int  # which of the pictures
     method: str
     layers: tuple[str, ...]  # several are fused
@@ -44,21 +44,27 @@ class Setting:
     def how(self):
         "What is told to the method, and is not as usual."
         how = dict(aug_smooth=self.aug_smooth, eigen_smooth=self.eigen_smooth)
-        return {key: value for key, value in how.items() if value} | (dict(fusion=self.fusion) if len(self.layers) > 1 and self.fusion != "mean" else {})
+        return {key: value for key, value in how.items() if value} | (
+            dict(fusion=self.fusion) if len(self.layers) > 1 and self.fusion != "mean" else {}
+        )
 
 # %% ../../nbs/widgets/session.ipynb #10
 def _sources(images):
     "Each picture, and the Python that names it."
-    if isinstance(images, Mapping): return [(read_picture(image), repr(name)) for name, image in images.items()]
-    if isinstance(images, (list, tuple)): return [(read_picture(image), repr(image) if isinstance(image, str) else f"images[{i}]") for i, image in enumerate(images)]
-    if isinstance(images, Tensor) and images.ndim == 4 and len(images) > 1: return [(read_picture(image), f"images[{i}]") for i, image in enumerate(images)]
+    if isinstance(images, Mapping):
+        return [(read_picture(image), repr(name)) for name, image in images.items()]
+    if isinstance(images, (list, tuple)):
+        return [(read_picture(image), repr(image) if isinstance(image, str) else f"images[{i}]") for i, image in enumerate(images)]
+    if isinstance(images, Tensor) and images.ndim == 4 and len(images) > 1:
+        return [(read_picture(image), f"images[{i}]") for i, image in enumerate(images)]
     return [(read_picture(images), repr(images) if isinstance(images, str) else "image")]
-
 
 # %% ../../nbs/widgets/session.ipynb #11
 class Session:
     "A model, pictures, and what was asked about them. Raises as `explain`, `load_model` and `read_image` do."
-    def __init__(self,
+
+    def __init__(
+        self,
         model: nn.Module | str = "scenes-cnn",  # a model, or what `load_model` takes
         images="scene:3",  # what `explain` takes; or a list of such, a dict of them by file name, or a batch `B × C × H × W` in [0, 1]
         *,
@@ -76,7 +82,8 @@ class Session:
         self.live = {layer.name for layer in live_layers(self.network, laid, self.tensor(0), score)}
         self.suggested = suggest_layer(self.network, self.tensor(0), score).name
 
-    def _score(self, asked): return lambda output: total_score(resolve_targets(asked.target, output, 1), output)
+    def _score(self, asked):
+        return lambda output: total_score(resolve_targets(asked.target, output, 1), output)
 
     def preprocess(self, picture: int) -> Preprocess:
         "How a picture is made an input."
@@ -93,21 +100,25 @@ class Session:
     def output(self, picture: int):
         "The model's answer to a picture."
         if picture not in self.outputs:
-            with torch.inference_mode(), evaluating(self.network): self.outputs[picture] = call_model(self.network, self.tensor(picture))
+            with torch.inference_mode(), evaluating(self.network):
+                self.outputs[picture] = call_model(self.network, self.tensor(picture))
         return self.outputs[picture]
 
     def questions(self, picture: int) -> list[Asked]:  # your own targets, then the likeliest
         "What can be asked about a picture."
         if picture not in self.asked:
             own = [Asked(f"targets[{name!r}]", name, target) for name, target in self.targets.items()]
-            try: found = questions(self.network, self.output(picture), self.names)
+            try:
+                found = questions(self.network, self.output(picture), self.names)
             except ValueError:
-                if not own: raise
+                if not own:
+                    raise
                 found = []
             self.asked[picture] = own + found
         return self.asked[picture]
 
-    def asked_at(self,
+    def asked_at(
+        self,
         picture: int,
         x: float,  # in the picture's pixels
         y: float,
@@ -116,17 +127,25 @@ class Session:
         left, top, right, bottom = self.region(picture)
         height, width = self.preprocess(picture).size
         u, v = (x - left) / (right - left), (y - top) / (bottom - top)
-        if not (0 <= u < 1 and 0 <= v < 1): return None
-        boxes = [one for one in self.questions(picture) if one.box and one.box[0] <= u * width <= one.box[2] and one.box[1] <= v * height <= one.box[3]]
-        if boxes: return min(boxes, key=lambda one: (one.box[2] - one.box[0]) * (one.box[3] - one.box[1]))
+        if not (0 <= u < 1 and 0 <= v < 1):
+            return None
+        boxes = [
+            one
+            for one in self.questions(picture)
+            if one.box and one.box[0] <= u * width <= one.box[2] and one.box[1] <= v * height <= one.box[3]
+        ]
+        if boxes:
+            return min(boxes, key=lambda one: (one.box[2] - one.box[0]) * (one.box[3] - one.box[1]))
         regions = {one.code: one for one in self.questions(picture)}
-        if not any(code.startswith("SemanticSegmentationTarget") for code in regions): return None
+        if not any(code.startswith("SemanticSegmentationTarget") for code in regions):
+            return None
         planes = scores_in(self.output(picture))[0]
         return regions[f"SemanticSegmentationTarget({planes[:, int(v * planes.shape[1]), int(u * planes.shape[2])].argmax().item()})"]
 
     def box(self, picture: int, asked: Asked) -> tuple | None:  # left, top, right, bottom in the picture's pixels
         "Where a question's box lies on the picture; None where it has none."
-        if not asked.box: return None
+        if not asked.box:
+            return None
         left, top, right, bottom = self.region(picture)
         height, width = self.preprocess(picture).size
         x, y = (right - left) / width, (bottom - top) / height
@@ -140,36 +159,73 @@ class Session:
     def explain(self, setting: Setting) -> Explanation:
         "The answer to a question; a second time from memory."
         if setting not in self.kept:
-            found = explain(self.pictures[setting.picture], self.network, method=setting.method, target=setting.asked.target, layer=list(setting.layers),
-                            preprocess=self.preprocess(setting.picture), upscale=True, **setting.how())
+            found = explain(
+                self.pictures[setting.picture],
+                self.network,
+                method=setting.method,
+                target=setting.asked.target,
+                layer=list(setting.layers),
+                preprocess=self.preprocess(setting.picture),
+                upscale=True,
+                **setting.how(),
+            )
             found.model = self.model or found.model
-            with self.lock: self.kept[setting] = found
+            with self.lock:
+                self.kept[setting] = found
         return self.kept[setting]
 
-    def compare(self, setting: Setting, methods: Sequence[str], layers: Sequence[str]) -> dict[str, dict[str, Tensor]]:  # method -> layer -> heat map, `H × W`
+    def compare(
+        self, setting: Setting, methods: Sequence[str], layers: Sequence[str]
+    ) -> dict[str, dict[str, Tensor]]:  # method -> layer -> heat map, `H × W`
         "Methods × layers, from one run where the methods allow it."
-        table = compare_layers(self.network, self.tensor(setting.picture), methods, layers, setting.asked.target, **({"eigen_smooth": True} if setting.eigen_smooth else {}))
+        table = compare_layers(
+            self.network,
+            self.tensor(setting.picture),
+            methods,
+            layers,
+            setting.asked.target,
+            **({"eigen_smooth": True} if setting.eigen_smooth else {}),
+        )
         return {method: {layer: heats[0] for layer, heats in row.items()} for method, row in table.items()}
 
     def measure(self, setting: Setting, metric: str) -> float:
         "A metric's number for a setting's map."
         measured = list_metrics()[metric]()
         asks, tensor = signature(measured).parameters, self.tensor(setting.picture)
-        cams = (lambda x, targets: list_methods()[setting.method](self.network, list(setting.layers))(x, targets, **setting.how())) if getattr(measured, "needs_method", False) else self.explain(setting).heat_map[None]
+        cams = (
+            (lambda x, targets: list_methods()[setting.method](self.network, list(setting.layers))(x, targets, **setting.how()))
+            if getattr(measured, "needs_method", False)
+            else self.explain(setting).heat_map[None]
+        )
         known = dict(input_tensor=tensor, cams=cams, targets=setting.asked.target, model=self.network)
         return float(measured(**{key: known[key] for key in asks if key in known})[0])
 
     def code(self, setting: Setting, **colours) -> str:
         "The Python that gives a setting's picture."
         asked, pre = setting.asked.code, self.preprocess(setting.picture)
-        options = [f"method={setting.method!r}", f"target={asked}", f"layer={setting.layers[0]!r}" if len(setting.layers) == 1 else f"layer={list(setting.layers)!r}"]
-        if self.given is not None: options.append(f"preprocess={pre!r}")
+        options = [
+            f"method={setting.method!r}",
+            f"target={asked}",
+            f"layer={setting.layers[0]!r}" if len(setting.layers) == 1 else f"layer={list(setting.layers)!r}",
+        ]
+        if self.given is not None:
+            options.append(f"preprocess={pre!r}")
         height, width = pre.size
-        if self.pictures[setting.picture].width < width or self.pictures[setting.picture].height < height: options.append("upscale=True")
+        if self.pictures[setting.picture].width < width or self.pictures[setting.picture].height < height:
+            options.append("upscale=True")
         options += [f"{key}={value!r}" for key, value in setting.how().items()]
         text = "\n".join(options)
-        wanted = ["explain", *(name for name in ("DetectionTarget", "Preprocess", "RawScoresOutputTarget", "SemanticSegmentationTarget") if f"{name}(" in text)]
-        call = f"explain({self.sources[setting.picture]}, {repr(self.model) if self.model else 'model'},\n    " + ",\n    ".join(options) + ")"
+        wanted = [
+            "explain",
+            *(
+                name
+                for name in ("DetectionTarget", "Preprocess", "RawScoresOutputTarget", "SemanticSegmentationTarget")
+                if f"{name}(" in text
+            ),
+        ]
+        call = (
+            f"explain({self.sources[setting.picture]}, {repr(self.model) if self.model else 'model'},\n    " + ",\n    ".join(options) + ")"
+        )
         paint = ", ".join(f"{key}={value!r}" for key, value in colours.items())
         return f"from gradcam_nb import {', '.join(wanted)}\n\nexplanation = {call}\nexplanation.overlay({paint})"
 

@@ -28,12 +28,17 @@ def slice_images(
 ) -> list[Image.Image]:  # a picture a slice: left the volume, right the heat map on it
     "A volume's slices, each beside its heat map."
     volume = torch.as_tensor(volume).detach().float().cpu()
-    if volume.ndim == 4 and len(volume) == 1: volume = volume[0]
+    if volume.ndim == 4 and len(volume) == 1:
+        volume = volume[0]
     heat_map = torch.as_tensor(heat_map).detach().cpu()
     if volume.ndim != 3 or volume.shape != heat_map.shape:
-        raise ValueError(f"volume: got shape {tuple(volume.shape)} with a heat map of {tuple(heat_map.shape)}; pass one volume D × H × W, such as volume[0, 0], and its map")
-    if not -3 <= axis < 3: raise ValueError(f"axis: got {axis}; pass 0, 1 or 2")
-    if every < 1: raise ValueError(f"every: got {every}; pass 1 or more")
+        raise ValueError(
+            f"volume: got shape {tuple(volume.shape)} with a heat map of {tuple(heat_map.shape)}; pass one volume D × H × W, such as volume[0, 0], and its map"
+        )
+    if not -3 <= axis < 3:
+        raise ValueError(f"axis: got {axis}; pass 0, 1 or 2")
+    if every < 1:
+        raise ValueError(f"every: got {every}; pass 1 or more")
     grey = stretch(volume[None])[0].mul(255).to(torch.uint8).movedim(axis, 0)[::every]
     return [_pair(Image.fromarray(plane.numpy()), heat, size, options) for plane, heat in zip(grey, heat_map.movedim(axis, 0)[::every])]
 
@@ -56,9 +61,14 @@ def slices(
     **options,  # `size`, and `colormap`, `opacity`, `threshold` of `imaging.overlay`
 ):  # an ipywidgets box; it begins where the heat map is strongest
     "A slider through a volume's slices: left the volume, right the heat map on it."
-    from ipywidgets import HTML, Image as Shown, IntSlider, Layout, Stack, VBox, jslink
+    from ipywidgets import HTML, IntSlider, Layout, Stack, VBox, jslink
+    from ipywidgets import Image as Shown
+
     images = slice_images(volume, heat_map, axis, every=every, **options)
-    shown = [Shown(value=_png(image), format="png", layout=Layout(width=f"{image.width}px", max_width="100%", object_fit="contain")) for image in images]
+    shown = [
+        Shown(value=_png(image), format="png", layout=Layout(width=f"{image.width}px", max_width="100%", object_fit="contain"))
+        for image in images
+    ]
     strongest = torch.as_tensor(heat_map).movedim(axis, 0)[::every].flatten(1).amax(1).argmax().item()
     slider = IntSlider(strongest, 0, len(images) - 1, description="slice", layout=Layout(width=f"{images[0].width}px", max_width="100%"))
     stack = Stack(shown, selected_index=strongest)

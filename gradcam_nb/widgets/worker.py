@@ -16,63 +16,81 @@ from queue import Empty, SimpleQueue
 from ..engine.batches import watching
 
 # %% ../../nbs/widgets/worker.ipynb #08
-class Stopped(Exception): "The run was told to end."
+class Stopped(Exception):
+    "The run was told to end."
+
 
 def in_words(error: Exception) -> str:
     "An error as a sentence for a panel."
-    if isinstance(error, Stopped): return "stopped"
+    if isinstance(error, Stopped):
+        return "stopped"
     return str(error) if isinstance(error, (ValueError, TypeError, NotImplementedError)) else f"it failed ({type(error).__name__}: {error})"
+
 
 class Worker:
     "Does one job at a time in a thread; a newer job takes the place of the one that runs."
-    def __init__(self,
+
+    def __init__(
+        self,
         progress: Callable,  # (label, rows done, rows in all, seconds so far); at most ten times a second
     ):
         self.progress, self.news, self.job, self.thread = progress, SimpleQueue(), None, None
-        try: self.loop = asyncio.get_running_loop()
-        except RuntimeError: self.loop = None
+        try:
+            self.loop = asyncio.get_running_loop()
+        except RuntimeError:
+            self.loop = None
 
     @property
-    def busy(self): return self.thread is not None and self.thread.is_alive()
+    def busy(self):
+        return self.thread is not None and self.thread.is_alive()
 
-    def start(self,
+    def start(
+        self,
         job: Callable,  # does the work
         done: Callable,  # (what the job gave, the warnings it gave), in the panel's thread
         failed: Callable,  # (the exception), in the panel's thread; `Stopped` where it was told to end
     ):
         "Begin a job. The one that runs is told to end, and its answer is not delivered."
-        if self.job is not None: self.job["stop"] = True
+        if self.job is not None:
+            self.job["stop"] = True
         self.job = mine = dict(stop=False)
         self.thread = threading.Thread(target=self._run, args=(mine, job, done, failed))
         self.thread.start()
 
     def stop(self):
         "Tell the job to end; it does at its next batch."
-        if self.job is not None: self.job["stop"] = True
+        if self.job is not None:
+            self.job["stop"] = True
 
     def wait(self):
         "Wait for the job, and deliver; for scripts and tests, not where an event loop runs."
-        while self.busy: self.thread.join(.05), self.deliver()
+        while self.busy:
+            self.thread.join(0.05), self.deliver()
         self.deliver()
 
     def deliver(self):
         while True:
-            try: mine, call, args = self.news.get_nowait()
-            except Empty: return
-            if mine is self.job: call(*args)
+            try:
+                mine, call, args = self.news.get_nowait()
+            except Empty:
+                return
+            if mine is self.job:
+                call(*args)
 
     def _tell(self, mine, call, *args):
         self.news.put((mine, call, args))
-        if self.loop is not None and not self.loop.is_closed(): self.loop.call_soon_threadsafe(self.deliver)
+        if self.loop is not None and not self.loop.is_closed():
+            self.loop.call_soon_threadsafe(self.deliver)
 
     def _run(self, mine, job, done, failed):
         begun, last = time.perf_counter(), 0.0
 
         def watch(label, rows, total):
             nonlocal last
-            if mine["stop"] or not threading.main_thread().is_alive(): raise Stopped  # the program ends
+            if mine["stop"] or not threading.main_thread().is_alive():
+                raise Stopped  # the program ends
             now = time.perf_counter() - begun
-            if now - last > .1:
+            if now - last > 0.1:
                 last = now
                 self._tell(mine, self.progress, label, rows, total, now)
 
@@ -81,4 +99,5 @@ class Worker:
                 warnings.simplefilter("always")
                 found = job()
             self._tell(mine, done, found, [str(w.message) for w in heard if issubclass(w.category, UserWarning)])
-        except Exception as error: self._tell(mine, failed, error)
+        except Exception as error:
+            self._tell(mine, failed, error)

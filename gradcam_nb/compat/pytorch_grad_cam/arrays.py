@@ -16,8 +16,7 @@ from torch import Tensor
 
 from ...core.heatmap import resize
 from ...methods import deep_feature_factorization as native
-from ...methods import guided_backprop
-from ...methods import sobel
+from ...methods import guided_backprop, sobel
 from ...methods.kpca_cam import KPCA_CAM
 from ...methods.seg_eigencam import SegEigenCAM
 from ...reshape.fpn import fpn_reshape_transform
@@ -36,6 +35,7 @@ def scale_cam_image(
     maps = maps / (1e-7 + edge(maps.flatten(1).amax(1)))
     return (maps if target_size is None else resize(maps, target_size[::-1])).numpy()
 
+
 def scale_accross_batch_and_channels(
     tensor,  # `B × C × spatial`, an array
     target_size,  # (width, height) in pixels
@@ -51,6 +51,7 @@ def get_2d_projection(
     "The first principal component of each picture's channels, the right way up."
     return first_component(_tensor(activation_batch)).numpy()
 
+
 def get_2d_projection_kernel(
     activation_batch,  # `B × C × spatial`, an array
     kernel="sigmoid",  # "sigmoid", "rbf" or "linear"
@@ -58,6 +59,7 @@ def get_2d_projection_kernel(
 ) -> np.ndarray:  # `B × spatial`, float32
     "The first kernel principal component, the right way up."
     return KPCA_CAM(torch.nn.Identity(), kernel=kernel, gamma=gamma).get_cam_image(_tensor(activation_batch), None).float().numpy()
+
 
 def get_2d_projection_with_sign_correction(
     activation_batch,  # `B × C × spatial`, an array
@@ -67,7 +69,8 @@ def get_2d_projection_with_sign_correction(
     return SegEigenCAM(torch.nn.Identity()).get_cam_image(values, torch.ones_like(values)).numpy()
 
 # %% ../../../nbs/compat/pytorch_grad_cam/arrays.ipynb #10
-def _tensor(values): return torch.from_numpy(np.nan_to_num(np.asarray(values, np.float32)))
+def _tensor(values):
+    return torch.from_numpy(np.nan_to_num(np.asarray(values, np.float32)))
 
 # %% ../../../nbs/compat/pytorch_grad_cam/arrays.ipynb #12
 def find_layer_predicate_recursive(
@@ -77,9 +80,11 @@ def find_layer_predicate_recursive(
     "The modules inside a model of which something holds."
     return [layer for layer in list(model.modules())[1:] if predicate(layer)]
 
+
 def find_layer_types_recursive(model, layer_types) -> list:
     "The modules of exactly these types."
     return find_layer_predicate_recursive(model, lambda layer: type(layer) in layer_types)
+
 
 def replace_layer_recursive(model, old_layer, new_layer) -> bool:  # whether it was found
     "Put a layer in the place of another one, where it is found first."
@@ -90,16 +95,19 @@ def replace_layer_recursive(model, old_layer, new_layer) -> bool:  # whether it 
                 return True
     return False
 
+
 def replace_all_layer_type_recursive(model, old_layer_type, new_layer):
     "Put one layer in the place of all those of a type."
     for module in list(model.modules()):
         for name, layer in module._modules.items():
-            if isinstance(layer, old_layer_type): module._modules[name] = new_layer
+            if isinstance(layer, old_layer_type):
+                module._modules[name] = new_layer
 
 # %% ../../../nbs/compat/pytorch_grad_cam/arrays.ipynb #14
 def fasterrcnn_reshape_transform(x) -> Tensor:
     "A pyramid of features as `B × C × height × width`."
     return fpn_reshape_transform(x)
+
 
 def swinT_reshape_transform(tensor, height=None, width=None) -> Tensor:
     "Swin's tokens as `B × C × height × width`."
@@ -112,23 +120,33 @@ def sobel_cam(
     "The strength of a picture's edges."
     return sobel.sobel_cam(_tensor(img).permute(2, 0, 1)[None])[0].numpy()
 
+
 class GuidedBackpropReLUModel:
     "Guided backpropagation of one picture."
-    def __init__(self,
+
+    def __init__(
+        self,
         model,  # left as it was found
         device=None,  # where it is to run; left out: where the model is
     ):
         self.device = next(model.parameters(), torch.empty(0)).device if device is None else torch.device(device)
         self.model = model.to(self.device)
 
-    def forward(self, input_img): return self.model(input_img)
+    def forward(self, input_img):
+        return self.model(input_img)
 
-    def __call__(self,
+    def __call__(
+        self,
         input_img,  # `1 × C × H × W`; of several, the first is explained
         target_category=None,  # a class; left out: the top one
     ) -> np.ndarray:  # `H × W × C`, any sign
         "The guided gradient at the input."
-        return guided_backprop.GuidedBackpropReLUModel(self.model, self.device)(input_img[:1].detach(), target_category)[0].permute(1, 2, 0).cpu().numpy()
+        return (
+            guided_backprop.GuidedBackpropReLUModel(self.model, self.device)(input_img[:1].detach(), target_category)[0]
+            .permute(1, 2, 0)
+            .cpu()
+            .numpy()
+        )
 
 # %% ../../../nbs/compat/pytorch_grad_cam/arrays.ipynb #18
 def dff(
@@ -138,19 +156,29 @@ def dff(
     "Activations as a product of concepts and places."
     return tuple(part.numpy() for part in native.dff(_tensor(activations), n_components))
 
+
 class DeepFeatureFactorization(native.DeepFeatureFactorization):
     "The concepts of a layer, as arrays."
-    def __call__(self, input_tensor, n_components=16) -> tuple:  # concepts `C × n_components`; heat maps, a list of `n_components × H × W`; what the computation says of each concept, if there is one
+
+    def __call__(
+        self, input_tensor, n_components=16
+    ) -> tuple:  # concepts `C × n_components`; heat maps, a list of `n_components × H × W`; what the computation says of each concept, if there is one
         concepts, heats, *said = [part.cpu().numpy() for part in super().__call__(input_tensor, n_components)]
         return concepts, list(heats), *said
 
-    def __enter__(self): return self
+    def __enter__(self):
+        return self
 
-    def __exit__(self, *exception): return None
+    def __exit__(self, *exception):
+        return None
 
-def run_dff_on_image(model, target_layer, classifier, img_pil, img_tensor, reshape_transform=None, n_components=5, top_k=2) -> np.ndarray:  # uint8, three pictures side by side
+
+def run_dff_on_image(
+    model, target_layer, classifier, img_pil, img_tensor, reshape_transform=None, n_components=5, top_k=2
+) -> np.ndarray:  # uint8, three pictures side by side
     "One picture, its concepts in colours, and a legend."
     return native.run_dff_on_image(model, target_layer, classifier, img_pil, img_tensor, reshape_transform, n_components, top_k)
+
 
 def create_labels_legend(concept_scores, labels, top_k=2) -> list:
     "What to write beside each concept: its likeliest classes."

@@ -20,7 +20,9 @@ from ...targets.resolve import resolve_targets, total_score
 # %% ../../../nbs/compat/pytorch_grad_cam/base.ipynb #08
 class ActivationsAndGradients:
     "What some layers give in a run of the model, and the gradients that reach them."
-    def __init__(self,
+
+    def __init__(
+        self,
         model,  # run as it is
         target_layers,  # modules
         reshape_transform=None,  # a layer's output -> `B × C × spatial`
@@ -33,31 +35,38 @@ class ActivationsAndGradients:
         "Run the model; its output."
         self.clear()
         handles = [layer.register_forward_hook(self.save_activation) for layer in self.target_layers]
-        try: return self.model(x)
+        try:
+            return self.model(x)
         finally:
-            for handle in handles: handle.remove()
+            for handle in handles:
+                handle.remove()
 
     def save_activation(self, module, input, output):
         "The hook."
         index = len(self.activations)
         self.activations.append(self._kept(output))
-        if getattr(output, "requires_grad", False): output.register_hook(lambda gradient: self._gradients.__setitem__(index, self._kept(gradient)))
+        if getattr(output, "requires_grad", False):
+            output.register_hook(lambda gradient: self._gradients.__setitem__(index, self._kept(gradient)))
 
     def _kept(self, value):
-        if not self.detach: return value
+        if not self.detach:
+            return value
         return (self.reshape_transform(value) if self.reshape_transform else value).detach().clone().cpu()
 
     @property
-    def gradients(self): return [self._gradients[index] for index in sorted(self._gradients)]
+    def gradients(self):
+        return [self._gradients[index] for index in sorted(self._gradients)]
 
     @gradients.setter
-    def gradients(self, values): self._gradients = dict(enumerate(values))
+    def gradients(self, values):
+        self._gradients = dict(enumerate(values))
 
     def clear(self):
         "Forget the last run."
         self.activations, self.gradients = [], []
 
-    def release(self): "Nothing is left in the model that could be removed."
+    def release(self):
+        "Nothing is left in the model that could be removed."
 
 # %% ../../../nbs/compat/pytorch_grad_cam/base.ipynb #10
 class BaseCAM:
@@ -65,9 +74,11 @@ class BaseCAM:
 
     Subclass it and override `get_cam_weights` or `get_cam_image`; both are asked with arrays.
     """
+
     native, batch_size = None, None  # the method of this package that draws the map; how many rows a pass, where there are many
 
-    def __init__(self,
+    def __init__(
+        self,
         model,  # left as it was found, but for `use_cuda`
         target_layers=None,  # modules or names; left out: found
         reshape_transform=None,  # a layer's output -> `B × C × spatial`; left out: found
@@ -79,8 +90,10 @@ class BaseCAM:
         target_layer=None,  # the older spelling of one layer
         use_cuda=False,  # the older way to say: move the model there
     ):
-        if isinstance(reshape_transform, bool): use_cuda, reshape_transform, compute_input_gradient = reshape_transform, compute_input_gradient or None, False
-        if use_cuda and not torch.cuda.is_available(): raise ValueError("use_cuda: there is no CUDA device here; leave it out")
+        if isinstance(reshape_transform, bool):
+            use_cuda, reshape_transform, compute_input_gradient = reshape_transform, compute_input_gradient or None, False
+        if use_cuda and not torch.cuda.is_available():
+            raise ValueError("use_cuda: there is no CUDA device here; leave it out")
         self.model, self.reshape_transform = model.cuda() if use_cuda else model, reshape_transform
         self.target_layers = target_layer if target_layers is None else target_layers
         self.target_layers = self._recorder().target_layers
@@ -89,9 +102,11 @@ class BaseCAM:
         self.activations_and_grads = ActivationsAndGradients(model, self.target_layers or [], reshape_transform, detach)
 
     @property
-    def device(self): return next(self.model.parameters(), torch.empty(0)).device
+    def device(self):
+        return next(self.model.parameters(), torch.empty(0)).device
 
-    def __call__(self,
+    def __call__(
+        self,
         input_tensor,  # `B × C × spatial`, moved to the model's device
         targets=None,  # callables, one a picture; also numbers; None: each picture's top class
         aug_smooth=False,  # the mean over changed copies
@@ -105,22 +120,34 @@ class BaseCAM:
 
     def forward(self, input_tensor, targets=None, eigen_smooth=False) -> np.ndarray:
         "The map of the pictures as they are."
-        if isinstance(input_tensor, Tensor): input_tensor = input_tensor.to(self.device)
-        if self._shipped(): return self._draw(input_tensor, targets, eigen_smooth=eigen_smooth)
-        if self.compute_input_gradient or not self.detach: input_tensor, targets = self._run_in_graph(input_tensor, targets)
-        else: targets = self._run(input_tensor, targets)
+        if isinstance(input_tensor, Tensor):
+            input_tensor = input_tensor.to(self.device)
+        if self._shipped():
+            return self._draw(input_tensor, targets, eigen_smooth=eigen_smooth)
+        if self.compute_input_gradient or not self.detach:
+            input_tensor, targets = self._run_in_graph(input_tensor, targets)
+        else:
+            targets = self._run(input_tensor, targets)
         return self.aggregate_multi_layers(self.compute_cam_per_layer(input_tensor, targets, eigen_smooth))
 
     def forward_augmentation_smoothing(self, input_tensor, targets=None, eigen_smooth=False) -> np.ndarray:
         "The mean over changed copies, each map put back to where it was."
-        if self.tta_transforms is None and self._shipped(): return self._draw(input_tensor, targets, aug_smooth=True, eigen_smooth=eigen_smooth)
-        if self.tta_transforms is None: views = [(lambda t: t, lambda m: m), *mirrored_and_scaled()]
-        else: views = [(view.augment_image, lambda maps, view=view: view.deaugment_mask(maps[:, None])[:, 0]) for view in self.tta_transforms]
-        return np.mean([undo(torch.from_numpy(self.forward(change(input_tensor), targets, eigen_smooth))).numpy() for change, undo in views], axis=0, dtype=np.float32)
+        if self.tta_transforms is None and self._shipped():
+            return self._draw(input_tensor, targets, aug_smooth=True, eigen_smooth=eigen_smooth)
+        if self.tta_transforms is None:
+            views = [(lambda t: t, lambda m: m), *mirrored_and_scaled()]
+        else:
+            views = [(view.augment_image, lambda maps, view=view: view.deaugment_mask(maps[:, None])[:, 0]) for view in self.tta_transforms]
+        return np.mean(
+            [undo(torch.from_numpy(self.forward(change(input_tensor), targets, eigen_smooth))).numpy() for change, undo in views],
+            axis=0,
+            dtype=np.float32,
+        )
 
     def get_cam_weights(self, input_tensor, target_layer, targets, activations, grads) -> np.ndarray:
         "How much each channel counts, `B × C` or `B × C × spatial`."
-        if self.native is None: raise NotImplementedError(f"{type(self).__name__}: override get_cam_weights or get_cam_image")
+        if self.native is None:
+            raise NotImplementedError(f"{type(self).__name__}: override get_cam_weights or get_cam_image")
         return self._method().get_cam_weights(*_tensors(activations, grads)).numpy()
 
     def get_cam_image(self, input_tensor, target_layer, targets, activations, grads, eigen_smooth=False) -> np.ndarray:
@@ -142,24 +169,31 @@ class BaseCAM:
         given = lambda values: [value.numpy() if self.detach else value for value in values]
         activations, grads = given(kept.activations), given(kept.gradients)
         grads += [None] * (len(activations) - len(grads))
-        maps = [self.get_cam_image(input_tensor, layer, targets, a, g, eigen_smooth) for layer, a, g in zip(kept.target_layers, activations, grads)]
+        maps = [
+            self.get_cam_image(input_tensor, layer, targets, a, g, eigen_smooth)
+            for layer, a, g in zip(kept.target_layers, activations, grads)
+        ]
         return [scale_cam_image(np.maximum(m, 0), size)[:, None] for m in maps]
 
     def aggregate_multi_layers(self, cam_per_target_layer) -> np.ndarray:
         "The mean of the layers' maps, from 0 to 1."
         return scale_cam_image(np.maximum(np.concatenate(cam_per_target_layer, axis=1), 0).mean(axis=1))
 
-    def __enter__(self): return self
+    def __enter__(self):
+        return self
 
-    def __exit__(self, *exception): return None
+    def __exit__(self, *exception):
+        return None
 
     def _options(self):
         "What the native method is made with, beside model, layers and transform."
         return {} if self.batch_size is None else dict(batch_size=self.batch_size)
 
-    def _method(self): return self.native(self.model, self.target_layers, self.reshape_transform, **self._options())
+    def _method(self):
+        return self.native(self.model, self.target_layers, self.reshape_transform, **self._options())
 
-    def _recorder(self): return NativeCAM(self.model, self.target_layers, self.reshape_transform)
+    def _recorder(self):
+        return NativeCAM(self.model, self.target_layers, self.reshape_transform)
 
     def _shipped(self):
         "Whether the native method draws: the user's class changes none of the steps."
@@ -190,12 +224,15 @@ class BaseCAM:
         with torch.enable_grad(), evaluating(self.model):
             self.outputs = inside(given)
             targets = resolve_targets(targets, self.outputs, len(given))
-            given.grad, *gradients = torch.autograd.grad(total_score(targets, self.outputs), [given, *inside.activations], create_graph=not self.detach)
+            given.grad, *gradients = torch.autograd.grad(
+                total_score(targets, self.outputs), [given, *inside.activations], create_graph=not self.detach
+            )
         kept.activations, kept.gradients = [list(map(kept._kept, values)) for values in (inside.activations, gradients)]
         return given, targets
 
 # %% ../../../nbs/compat/pytorch_grad_cam/base.ipynb #11
 _STEPS = "get_cam_weights", "get_cam_image", "compute_cam_per_layer", "aggregate_multi_layers", "get_target_width_height"
+
 
 def _tensors(*arrays):
     return [value if value is None or isinstance(value, Tensor) else torch.from_numpy(np.ascontiguousarray(value)) for value in arrays]

@@ -13,22 +13,64 @@ from importlib.machinery import ModuleSpec
 
 # %% ../../../nbs/compat/pytorch_grad_cam/install.ipynb #08
 _ARRAYS, _CAM, _METHODS, _METRICS = (f"gradcam_nb.compat.pytorch_grad_cam.{name}" for name in ("arrays", "base", "methods", "metrics"))
-_PLAIN = dict(grad_cam="GradCAM", hirescam="HiResCAM", grad_cam_elementwise="GradCAMElementWise", grad_cam_plusplus="GradCAMPlusPlus", xgrad_cam="XGradCAM", layer_cam="LayerCAM", eigen_cam="EigenCAM",
-              eigen_grad_cam="EigenGradCAM", seg_eigen_cam="SegEigenCAM", random_cam="RandomCAM", score_cam="ScoreCAM", shapley_cam="ShapleyCAM", fem="FEM", kpca_cam="KPCA_CAM",
-              ablation_cam="AblationCAM", fullgrad_cam="FullGrad", finer_cam="FinerCAM", refine_cam="RefineCAM", sess="SESS")
-_IMAGES = {"gradcam_nb.imaging.preprocess": "preprocess_image deprocess_image", "gradcam_nb.imaging.overlay": "show_cam_on_image", "gradcam_nb.methods.deep_feature_factorization": "show_factorization_on_image"}
-_TARGETS = dict(classifier="ClassifierOutputTarget", softmax="ClassifierOutputSoftmaxTarget SoftmaxOutputTarget", residual_softmax="ClassifierOutputReST", binary="BinaryClassifierOutputTarget", raw="RawScoresOutputTarget",
-                segmentation="SemanticSegmentationTarget", faster_rcnn="FasterRCNNBoxScoreTarget", finer_weighted="FinerWeightedTarget")
-_BASE = {_CAM: "BaseCAM", _ARRAYS: "get_2d_projection get_2d_projection_kernel get_2d_projection_with_sign_correction scale_cam_image", "gradcam_nb.targets.classifier": "ClassifierOutputTarget"}
+_PLAIN = dict(
+    grad_cam="GradCAM",
+    hirescam="HiResCAM",
+    grad_cam_elementwise="GradCAMElementWise",
+    grad_cam_plusplus="GradCAMPlusPlus",
+    xgrad_cam="XGradCAM",
+    layer_cam="LayerCAM",
+    eigen_cam="EigenCAM",
+    eigen_grad_cam="EigenGradCAM",
+    seg_eigen_cam="SegEigenCAM",
+    random_cam="RandomCAM",
+    score_cam="ScoreCAM",
+    shapley_cam="ShapleyCAM",
+    fem="FEM",
+    kpca_cam="KPCA_CAM",
+    ablation_cam="AblationCAM",
+    fullgrad_cam="FullGrad",
+    finer_cam="FinerCAM",
+    refine_cam="RefineCAM",
+    sess="SESS",
+)
+_IMAGES = {
+    "gradcam_nb.imaging.preprocess": "preprocess_image deprocess_image",
+    "gradcam_nb.imaging.overlay": "show_cam_on_image",
+    "gradcam_nb.methods.deep_feature_factorization": "show_factorization_on_image",
+}
+_TARGETS = dict(
+    classifier="ClassifierOutputTarget",
+    softmax="ClassifierOutputSoftmaxTarget SoftmaxOutputTarget",
+    residual_softmax="ClassifierOutputReST",
+    binary="BinaryClassifierOutputTarget",
+    raw="RawScoresOutputTarget",
+    segmentation="SemanticSegmentationTarget",
+    faster_rcnn="FasterRCNNBoxScoreTarget",
+    finer_weighted="FinerWeightedTarget",
+)
+_BASE = {
+    _CAM: "BaseCAM",
+    _ARRAYS: "get_2d_projection get_2d_projection_kernel get_2d_projection_with_sign_correction scale_cam_image",
+    "gradcam_nb.targets.classifier": "ClassifierOutputTarget",
+}
 _PERTURBATION = "PerturbationConfidenceMetric AveragerAcrossThresholds RemoveMostRelevantFirst RemoveLeastRelevantFirst"
 
 # module -> where its names are -> the names; those that it has from others too, for scripts import them from there
 _MODULES = {
-    "": {_METHODS: " ".join(_PLAIN.values()) + " AblationLayer AblationLayerVit AblationLayerFasterRCNN", _CAM: "BaseCAM ActivationsAndGradients", _ARRAYS: "GuidedBackpropReLUModel DeepFeatureFactorization run_dff_on_image"},
+    "": {
+        _METHODS: " ".join(_PLAIN.values()) + " AblationLayer AblationLayerVit AblationLayerFasterRCNN",
+        _CAM: "BaseCAM ActivationsAndGradients",
+        _ARRAYS: "GuidedBackpropReLUModel DeepFeatureFactorization run_dff_on_image",
+    },
     **{module: {_METHODS: name, **_BASE} for module, name in _PLAIN.items()},
     "ablation_cam": {_METHODS: "AblationCAM AblationLayer", _CAM: "BaseCAM", _ARRAYS: "replace_layer_recursive"},
     "finer_cam": {_METHODS: "FinerCAM GradCAM", "gradcam_nb.targets.finer_weighted": "FinerWeightedTarget"},
-    "fullgrad_cam": {_METHODS: "FullGrad", _CAM: "BaseCAM", _ARRAYS: "find_layer_predicate_recursive get_2d_projection scale_accross_batch_and_channels scale_cam_image"},
+    "fullgrad_cam": {
+        _METHODS: "FullGrad",
+        _CAM: "BaseCAM",
+        _ARRAYS: "find_layer_predicate_recursive get_2d_projection scale_accross_batch_and_channels scale_cam_image",
+    },
     "refine_cam": {_METHODS: "RefineCAM GradCAMPlusPlus", _ARRAYS: "scale_cam_image"},
     "sess": {_METHODS: "SESS GradCAM", **_BASE},
     "base_cam": {**_BASE, _CAM: "BaseCAM ActivationsAndGradients"},
@@ -37,17 +79,32 @@ _MODULES = {
     "guided_backprop": {_ARRAYS: "GuidedBackpropReLUModel replace_all_layer_type_recursive"},
     "sobel_cam": {_ARRAYS: "sobel_cam"},
     "feature_factorization": {},
-    "feature_factorization.deep_feature_factorization": {_ARRAYS: "dff DeepFeatureFactorization run_dff_on_image scale_cam_image create_labels_legend", _CAM: "ActivationsAndGradients", "gradcam_nb.methods.deep_feature_factorization": "show_factorization_on_image"},
+    "feature_factorization.deep_feature_factorization": {
+        _ARRAYS: "dff DeepFeatureFactorization run_dff_on_image scale_cam_image create_labels_legend",
+        _CAM: "ActivationsAndGradients",
+        "gradcam_nb.methods.deep_feature_factorization": "show_factorization_on_image",
+    },
     "utils": {**_IMAGES, _ARRAYS: "get_2d_projection"},
     "utils.image": {**_IMAGES, _ARRAYS: "scale_cam_image scale_accross_batch_and_channels create_labels_legend"},
     "utils.model_targets": {f"gradcam_nb.targets.{module}": names for module, names in _TARGETS.items()},
-    "utils.reshape_transforms": {_ARRAYS: "fasterrcnn_reshape_transform swinT_reshape_transform", "gradcam_nb.reshape.vit": "vit_reshape_transform"},
-    "utils.find_layers": {_ARRAYS: "replace_layer_recursive replace_all_layer_type_recursive find_layer_types_recursive find_layer_predicate_recursive"},
+    "utils.reshape_transforms": {
+        _ARRAYS: "fasterrcnn_reshape_transform swinT_reshape_transform",
+        "gradcam_nb.reshape.vit": "vit_reshape_transform",
+    },
+    "utils.find_layers": {
+        _ARRAYS: "replace_layer_recursive replace_all_layer_type_recursive find_layer_types_recursive find_layer_predicate_recursive"
+    },
     "utils.svd_on_activations": {_ARRAYS: "get_2d_projection get_2d_projection_kernel get_2d_projection_with_sign_correction"},
     "metrics": {},
     "metrics.perturbation_confidence": {_METRICS: _PERTURBATION},
-    "metrics.cam_mult_image": {_METRICS: "CamMultImageConfidenceChange DropInConfidence IncreaseInConfidence PerturbationConfidenceMetric", "gradcam_nb.metrics.confidence_change": "multiply_tensor_with_cam"},
-    "metrics.road": {_METRICS: "NoisyLinearImputer ROADMostRelevantFirst ROADLeastRelevantFirst ROADMostRelevantFirstAverage ROADLeastRelevantFirstAverage ROADCombined " + _PERTURBATION},
+    "metrics.cam_mult_image": {
+        _METRICS: "CamMultImageConfidenceChange DropInConfidence IncreaseInConfidence PerturbationConfidenceMetric",
+        "gradcam_nb.metrics.confidence_change": "multiply_tensor_with_cam",
+    },
+    "metrics.road": {
+        _METRICS: "NoisyLinearImputer ROADMostRelevantFirst ROADLeastRelevantFirst ROADMostRelevantFirstAverage ROADLeastRelevantFirstAverage ROADCombined "
+        + _PERTURBATION
+    },
     "metrics.arcc": {_METRICS: "Complexity Coherency ARCC batch_pearson_coherency ROADCombined", **_BASE},
 }
 _MODULES["metrics.ARCC"] = _MODULES["metrics.arcc"]  # as their README spells it
@@ -66,46 +123,67 @@ ABSENT = {  # module and name -> why
 # %% ../../../nbs/compat/pytorch_grad_cam/install.ipynb #12
 _NAME = "pytorch_grad_cam"
 
+
 class Finder(MetaPathFinder, Loader):
     "Answers `import pytorch_grad_cam` and its submodules."
+
     def find_spec(self, name, path=None, target=None):
-        if name != _NAME and not name.startswith(_NAME + "."): return None
-        module = name[len(_NAME) + 1:]
-        if module in ABSENT: raise ModuleNotFoundError(f"{name}: not in gradcam_nb.compat: {ABSENT[module]}", name=name)
-        return ModuleSpec(name, self, is_package=any(other.startswith(module + ".") for other in _MODULES) or not module) if module in _MODULES else None
+        if name != _NAME and not name.startswith(_NAME + "."):
+            return None
+        module = name[len(_NAME) + 1 :]
+        if module in ABSENT:
+            raise ModuleNotFoundError(f"{name}: not in gradcam_nb.compat: {ABSENT[module]}", name=name)
+        return (
+            ModuleSpec(name, self, is_package=any(other.startswith(module + ".") for other in _MODULES) or not module)
+            if module in _MODULES
+            else None
+        )
 
     def exec_module(self, module):
-        inside = module.__name__[len(_NAME) + 1:]
+        inside = module.__name__[len(_NAME) + 1 :]
         where = {name: place for place, names in _MODULES[inside].items() for name in names.split()}
         module.__all__, module.__dir__ = sorted(where), lambda: sorted({*vars(module), *where})
         module.__doc__ = f"{module.__name__}, answered by gradcam_nb."
 
         def fetch(name):
             full = f"{inside}.{name}".strip(".")
-            if full in _MODULES: return importlib.import_module(f"{_NAME}.{full}")
-            if name not in where: raise AttributeError(f"{module.__name__} has no {name!r} in gradcam_nb.compat" + (f": {ABSENT[full]}" if full in ABSENT else ""))
+            if full in _MODULES:
+                return importlib.import_module(f"{_NAME}.{full}")
+            if name not in where:
+                raise AttributeError(
+                    f"{module.__name__} has no {name!r} in gradcam_nb.compat" + (f": {ABSENT[full]}" if full in ABSENT else "")
+                )
             setattr(module, name, value := getattr(importlib.import_module(where[name]), name))
             return value
 
         module.__getattr__ = fetch
 
-def _modules(): return {name: module for name, module in sys.modules.items() if name == _NAME or name.startswith(_NAME + ".")}
+
+def _modules():
+    return {name: module for name, module in sys.modules.items() if name == _NAME or name.startswith(_NAME + ".")}
+
 
 def install(
     force: bool = False,  # hide an installed pytorch_grad_cam
 ):
     "From now on `import pytorch_grad_cam` gives this package. Raises `ImportError` where that would hide the real one; doing it twice does no harm."
-    if any(isinstance(finder, Finder) for finder in sys.meta_path): return
+    if any(isinstance(finder, Finder) for finder in sys.meta_path):
+        return
     if not force and (_modules() or importlib.util.find_spec(_NAME)):
-        raise ImportError(f"pytorch_grad_cam is installed{' and already imported' if _modules() else ''}; uninstall grad-cam, or pass install(force=True) (python -m gradcam_nb.compat --force) to hide it in this process")
-    for name in _modules(): del sys.modules[name]
+        raise ImportError(
+            f"pytorch_grad_cam is installed{' and already imported' if _modules() else ''}; uninstall grad-cam, or pass install(force=True) (python -m gradcam_nb.compat --force) to hide it in this process"
+        )
+    for name in _modules():
+        del sys.modules[name]
     sys.meta_path.insert(0, Finder())
+
 
 def uninstall():
     "Undo it: the name is free again, or the real library's."
     sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, Finder)]
     for name, module in _modules().items():
-        if isinstance(module.__spec__.loader, Finder): del sys.modules[name]
+        if isinstance(module.__spec__.loader, Finder):
+            del sys.modules[name]
 
 # %% ../../../nbs/compat/pytorch_grad_cam/install.ipynb #14
 def run_script(
@@ -114,12 +192,14 @@ def run_script(
     "Run a script with pytorch_grad_cam answered by this package."
     import os
     import runpy
+
     force = argv[:1] == ["--force"]
     script, *arguments = argv[force:] or [None]
     if script is None or script in ("-h", "--help"):
         print("usage: python -m gradcam_nb.compat [--force] SCRIPT [ARGUMENT ...]", file=sys.stdout if script else sys.stderr)
         return 0 if script else 2
-    try: install(force)
+    try:
+        install(force)
     except ImportError as error:
         print(f"gradcam_nb.compat: {error}", file=sys.stderr)
         return 2

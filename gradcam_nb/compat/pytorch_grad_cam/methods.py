@@ -12,13 +12,33 @@ import numpy as np
 import torch
 
 from .base import BaseCAM
-from ...methods import ablationcam, eigen_gradcam, eigencam, fem, fullgrad, gradcam, gradcam_elementwise, gradcam_plusplus, hirescam, kpca_cam, layercam, random_cam, refinecam, scorecam, seg_eigencam, sess, shapleycam, xgradcam
+from gradcam_nb.methods import (
+    ablationcam,
+    eigen_gradcam,
+    eigencam,
+    fem,
+    fullgrad,
+    gradcam,
+    gradcam_elementwise,
+    gradcam_plusplus,
+    hirescam,
+    kpca_cam,
+    layercam,
+    random_cam,
+    refinecam,
+    scorecam,
+    seg_eigencam,
+    sess,
+    shapleycam,
+    xgradcam,
+)
 from ...targets.finer_weighted import FinerWeightedTarget
 from ...targets.output_part import picture_scores
 
 # %% ../../../nbs/compat/pytorch_grad_cam/methods.ipynb #08
 class _Method(BaseCAM):
-    def __init__(self,
+    def __init__(
+        self,
         model,  # left as it was found
         target_layers=None,  # modules or names; left out: found
         reshape_transform=None,  # a layer's output -> `B × C × spatial`; left out: found
@@ -26,68 +46,139 @@ class _Method(BaseCAM):
     ):
         super().__init__(model, target_layers, reshape_transform, uses_gradients=self.native.uses_gradients, **older)
 
-class GradCAM(_Method): native = gradcam.GradCAM
-class HiResCAM(_Method): native = hirescam.HiResCAM
-class GradCAMElementWise(_Method): native = gradcam_elementwise.GradCAMElementWise
-class GradCAMPlusPlus(_Method): native = gradcam_plusplus.GradCAMPlusPlus
-class XGradCAM(_Method): native = xgradcam.XGradCAM
-class LayerCAM(_Method): native = layercam.LayerCAM
-class EigenCAM(_Method): native = eigencam.EigenCAM
-class EigenGradCAM(_Method): native = eigen_gradcam.EigenGradCAM
-class SegEigenCAM(_Method): native = seg_eigencam.SegEigenCAM
-class RandomCAM(_Method): native = random_cam.RandomCAM
-class FullGrad(_Method): native = fullgrad.FullGrad
-class ScoreCAM(_Method): native = scorecam.ScoreCAM
+
+class GradCAM(_Method):
+    native = gradcam.GradCAM
+
+
+class HiResCAM(_Method):
+    native = hirescam.HiResCAM
+
+
+class GradCAMElementWise(_Method):
+    native = gradcam_elementwise.GradCAMElementWise
+
+
+class GradCAMPlusPlus(_Method):
+    native = gradcam_plusplus.GradCAMPlusPlus
+
+
+class XGradCAM(_Method):
+    native = xgradcam.XGradCAM
+
+
+class LayerCAM(_Method):
+    native = layercam.LayerCAM
+
+
+class EigenCAM(_Method):
+    native = eigencam.EigenCAM
+
+
+class EigenGradCAM(_Method):
+    native = eigen_gradcam.EigenGradCAM
+
+
+class SegEigenCAM(_Method):
+    native = seg_eigencam.SegEigenCAM
+
+
+class RandomCAM(_Method):
+    native = random_cam.RandomCAM
+
+
+class FullGrad(_Method):
+    native = fullgrad.FullGrad
+
+
+class ScoreCAM(_Method):
+    native = scorecam.ScoreCAM
+
 
 class ShapleyCAM(_Method):
     native = shapleycam.ShapleyCAM
-    def _options(self): return super()._options() | dict(utility="score")
+
+    def _options(self):
+        return super()._options() | dict(utility="score")
+
 
 class FEM(_Method):
     native = fem.FEM
-    def __init__(self, model, target_layers=None, reshape_transform=None, k=2, **older):  # `k`: how many standard deviations above its mean a channel must be
+
+    def __init__(
+        self, model, target_layers=None, reshape_transform=None, k=2, **older
+    ):  # `k`: how many standard deviations above its mean a channel must be
         super().__init__(model, target_layers, reshape_transform, **older)
         self.k = k
 
-    def _options(self): return super()._options() | dict(k=self.k, form="share")
+    def _options(self):
+        return super()._options() | dict(k=self.k, form="share")
+
 
 class KPCA_CAM(_Method):
     native = kpca_cam.KPCA_CAM
-    def __init__(self, model, target_layers=None, reshape_transform=None, kernel="sigmoid", gamma=None, **older):  # as for the native method
+
+    def __init__(
+        self, model, target_layers=None, reshape_transform=None, kernel="sigmoid", gamma=None, **older
+    ):  # as for the native method
         super().__init__(model, target_layers, reshape_transform, **older)
         self.kernel, self.gamma = kernel, gamma
 
-    def _options(self): return super()._options() | dict(kernel=self.kernel, gamma=self.gamma)
+    def _options(self):
+        return super()._options() | dict(kernel=self.kernel, gamma=self.gamma)
 
 # %% ../../../nbs/compat/pytorch_grad_cam/methods.ipynb #10
-class AblationLayer(torch.nn.Module): "Says nothing: channels of any network are switched off without it."
-class AblationLayerVit(AblationLayer): "The same."
-class AblationLayerFasterRCNN(AblationLayer): "The same."
+class AblationLayer(torch.nn.Module):
+    "Says nothing: channels of any network are switched off without it."
+
+
+class AblationLayerVit(AblationLayer):
+    "The same."
+
+
+class AblationLayerFasterRCNN(AblationLayer):
+    "The same."
+
 
 class AblationCAM(_Method):
     "Channels weighed by how far the score falls without each of them."
+
     native = ablationcam.AblationCAM
-    def __init__(self, model, target_layers=None, reshape_transform=None,
+
+    def __init__(
+        self,
+        model,
+        target_layers=None,
+        reshape_transform=None,
         ablation_layer=None,  # one of the three above; looked at for its class alone
         batch_size=32,  # rows a pass
         ratio_channels_to_ablate=1.0,  # the share of channels that are switched off
         **older,
     ):
         if ablation_layer is not None and type(ablation_layer) not in (AblationLayer, AblationLayerVit, AblationLayerFasterRCNN):
-            raise TypeError(f"ablation_layer: {type(ablation_layer).__name__} would ablate in its own way, which is not supported; leave it out, or see gradcam_nb.AblationCAM's fill=")
+            raise TypeError(
+                f"ablation_layer: {type(ablation_layer).__name__} would ablate in its own way, which is not supported; leave it out, or see gradcam_nb.AblationCAM's fill="
+            )
         super().__init__(model, target_layers, reshape_transform, **older)
-        self.ablation_layer, self.batch_size, self.ratio_channels_to_ablate = ablation_layer or AblationLayer(), batch_size, ratio_channels_to_ablate
+        self.ablation_layer, self.batch_size, self.ratio_channels_to_ablate = (
+            ablation_layer or AblationLayer(),
+            batch_size,
+            ratio_channels_to_ablate,
+        )
 
-    def _options(self): return super()._options() | dict(ratio=self.ratio_channels_to_ablate)
+    def _options(self):
+        return super()._options() | dict(ratio=self.ratio_channels_to_ablate)
 
 # %% ../../../nbs/compat/pytorch_grad_cam/methods.ipynb #12
 class FinerCAM:
     "Another method, asked for the difference between a class and those most like it."
+
     def __init__(self, model, target_layers=None, reshape_transform=None, base_method=GradCAM):
         self.base_cam = base_method(model, target_layers, reshape_transform)
         self.compute_input_gradient, self.uses_gradients = self.base_cam.compute_input_gradient, self.base_cam.uses_gradients
 
-    def forward(self,
+    def forward(
+        self,
         input_tensor,  # `B × C × spatial`
         targets=None,  # asked as they are; left out: the difference
         eigen_smooth=False,
@@ -96,19 +187,25 @@ class FinerCAM:
         target_idx=None,  # the class; left out: each picture's top one
     ) -> np.ndarray:  # heat maps, `B × spatial`
         "The heat map of each picture."
-        if targets is None: targets = [_Finer(alpha, comparison_categories or (1, 2, 3), target_idx)] * len(input_tensor)
+        if targets is None:
+            targets = [_Finer(alpha, comparison_categories or (1, 2, 3), target_idx)] * len(input_tensor)
         maps = self.base_cam(input_tensor, targets, eigen_smooth=eigen_smooth)
         self.outputs = self.base_cam.outputs
         return maps
 
-    def __call__(self, *args, **kwargs) -> np.ndarray: return self.forward(*args, **kwargs)
+    def __call__(self, *args, **kwargs) -> np.ndarray:
+        return self.forward(*args, **kwargs)
 
-    def __enter__(self): return self
+    def __enter__(self):
+        return self
 
-    def __exit__(self, *exception): return None
+    def __exit__(self, *exception):
+        return None
+
 
 class RefineCAM:
     "Several layers' maps, multiplied."
+
     def __init__(self, model, target_layers, reshape_transform=None, base_method=GradCAMPlusPlus, **kwargs):
         self.base_cam_per_layer = [base_method(model, [layer], reshape_transform, **kwargs) for layer in target_layers]
 
@@ -121,32 +218,68 @@ class RefineCAM:
         maps = np.prod([cam(input_tensor, targets, eigen_smooth=eigen_smooth) for cam in self.base_cam_per_layer], axis=0)
         return maps / np.maximum(maps.max(axis=tuple(range(1, maps.ndim)), keepdims=True), 1e-7)
 
-    def __call__(self, *args, **kwargs) -> np.ndarray: return self.forward(*args, **kwargs)
+    def __call__(self, *args, **kwargs) -> np.ndarray:
+        return self.forward(*args, **kwargs)
 
-    def __enter__(self): return self
+    def __enter__(self):
+        return self
 
-    def __exit__(self, *exception): return None
+    def __exit__(self, *exception):
+        return None
+
 
 class SESS(_Method):
     "The maps of windows at several scales, put together."
+
     native = sess.SESS
-    def __init__(self, model, target_layers=None, reshape_transform=None,
+
+    def __init__(
+        self,
+        model,
+        target_layers=None,
+        reshape_transform=None,
         base_method=GradCAM,  # a method from above
-        scales=None, num_scales=12, scale_step_ratio=64 / 224, window_size=None, step_size=None, pre_filter_ratio=0.0, theta=0.0, pool="mean", smooth=True, use_softmax_scores=True, batch_size=32,  # as for the native method
+        scales=None,
+        num_scales=12,
+        scale_step_ratio=64 / 224,
+        window_size=None,
+        step_size=None,
+        pre_filter_ratio=0.0,
+        theta=0.0,
+        pool="mean",
+        smooth=True,
+        use_softmax_scores=True,
+        batch_size=32,  # as for the native method
         **kwargs,  # for the base method
     ):
-        if not getattr(base_method, "native", None): raise TypeError(f"base_method: {base_method.__name__} draws with arrays; pass a method of this package, such as GradCAM")
+        if not getattr(base_method, "native", None):
+            raise TypeError(f"base_method: {base_method.__name__} draws with arrays; pass a method of this package, such as GradCAM")
         super().__init__(model, target_layers, reshape_transform)
         self.batch_size = batch_size
-        self.how = dict(base_method=base_method.native, scales=scales, num_scales=num_scales, scale_step_ratio=scale_step_ratio, window_size=window_size, step_size=step_size,
-                        pre_filter_ratio=pre_filter_ratio, theta=theta, pool=pool, smooth=smooth, use_softmax_scores=use_softmax_scores, **kwargs)
+        self.how = dict(
+            base_method=base_method.native,
+            scales=scales,
+            num_scales=num_scales,
+            scale_step_ratio=scale_step_ratio,
+            window_size=window_size,
+            step_size=step_size,
+            pre_filter_ratio=pre_filter_ratio,
+            theta=theta,
+            pool=pool,
+            smooth=smooth,
+            use_softmax_scores=use_softmax_scores,
+            **kwargs,
+        )
 
-    def _options(self): return super()._options() | self.how
+    def _options(self):
+        return super()._options() | self.how
 
 # %% ../../../nbs/compat/pytorch_grad_cam/methods.ipynb #13
 class _Finer:
     "The other library's difference: a class, and the classes at some ranks of likeness."
-    def __init__(self, alpha, ranks, category): self.alpha, self.ranks, self.category = alpha, ranks, category
+
+    def __init__(self, alpha, ranks, category):
+        self.alpha, self.ranks, self.category = alpha, ranks, category
 
     def __call__(self, output):
         scores = picture_scores(output)

@@ -14,16 +14,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...metrics import coherency, complexity, confidence_change, drop, imputation, increase, road
+from ...metrics import coherency, complexity, confidence_change, imputation, road
 from ...metrics.metric import Question
 
 # %% ../../../nbs/compat/pytorch_grad_cam/metrics.ipynb #08
 class PerturbationConfidenceMetric:
     "The change of the score when each picture is changed as its map says."
+
     def __init__(self, perturbation):  # `(picture C × H × W, map H × W) -> picture`, on the CPU
         self.perturbation = perturbation
 
-    def __call__(self,
+    def __call__(
+        self,
         input_tensor,  # `B × C × H × W`
         cams,  # heat maps, an array `B × H × W`
         targets,  # callables, one a picture; also numbers
@@ -42,30 +44,43 @@ class PerturbationConfidenceMetric:
         question = Question(model, input_tensor, targets, score="raw")
         return question.before, question(changed, range(len(changed))), changed
 
+
 class _Native(PerturbationConfidenceMetric):
     "A metric that this package makes for a whole batch."
-    def __init__(self, metric): self.metric = metric
+
+    def __init__(self, metric):
+        self.metric = metric
 
     def scores(self, input_tensor, maps, targets, model):
         result, changed = self.metric(input_tensor, maps, targets, model, return_visualization=True)
         before = Question(model, input_tensor, targets, score="raw").before
         return before, before + result, changed
 
+
 class CamMultImageConfidenceChange(_Native):
     "The change of the score when the picture is multiplied by its map."
-    def __init__(self): super().__init__(confidence_change.CamMultImageConfidenceChange(score="raw"))
+
+    def __init__(self):
+        super().__init__(confidence_change.CamMultImageConfidenceChange(score="raw"))
+
 
 class DropInConfidence(CamMultImageConfidenceChange):
     "By how much it falls then; zero if it rises."
-    def __call__(self, *args, **kwargs): return _first(super().__call__(*args, **kwargs), lambda change: np.maximum(-change, 0))
+
+    def __call__(self, *args, **kwargs):
+        return _first(super().__call__(*args, **kwargs), lambda change: np.maximum(-change, 0))
+
 
 class IncreaseInConfidence(CamMultImageConfidenceChange):
     "Whether it rises then: 1 or 0."
-    def __call__(self, *args, **kwargs): return _first(super().__call__(*args, **kwargs), lambda change: np.float32(change > 0))
+
+    def __call__(self, *args, **kwargs):
+        return _first(super().__call__(*args, **kwargs), lambda change: np.float32(change > 0))
 
 # %% ../../../nbs/compat/pytorch_grad_cam/metrics.ipynb #09
 def _maps(cams, like):
     return torch.as_tensor(np.asarray(cams) if not isinstance(cams, Tensor) else cams).to(like.device, torch.float32)
+
 
 def _first(found, change):
     return (change(found[0]), *found[1:]) if isinstance(found, tuple) else change(found)
@@ -73,15 +88,20 @@ def _first(found, change):
 # %% ../../../nbs/compat/pytorch_grad_cam/metrics.ipynb #11
 class NoisyLinearImputer(imputation.NoisyLinearImputer):
     "Removed pixels as the weighted mean of their neighbours, and noise: of one picture, or of a batch."
-    def __call__(self,
+
+    def __call__(
+        self,
         img,  # `C × H × W`, or a batch of them
         mask,  # `H × W`, or a batch of them: 1 where the pixel stays
     ) -> Tensor:  # as `img`
         return super().__call__(img, mask) if img.ndim == 4 else super().__call__(img[None], mask[None])[0]
 
+
 class RemoveMostRelevantFirst:
     "A picture without the pixels that its map ranks highest: `100 - percentile` per cent of them."
-    def __init__(self,
+
+    def __init__(
+        self,
         percentile,  # from 0 to 100, or "auto"
         imputer,  # `(picture, kept) -> picture`
     ):
@@ -93,49 +113,79 @@ class RemoveMostRelevantFirst:
         "The picture, filled in."
         return self.imputer(input_tensor, road._kept(mask[None].float(), [self.percentile], [self.most])[0].float())
 
+
 class RemoveLeastRelevantFirst(RemoveMostRelevantFirst):
     "A picture without the pixels that its map ranks lowest."
+
     most = False
+
 
 class ROADMostRelevantFirst(_Native):
     "The change of the score when the most relevant pixels are gone."
-    def __init__(self, percentile=80): super().__init__(road.ROADMostRelevantFirst(percentile, score="raw"))
+
+    def __init__(self, percentile=80):
+        super().__init__(road.ROADMostRelevantFirst(percentile, score="raw"))
+
 
 class ROADLeastRelevantFirst(_Native):
     "The change of the score when the least relevant pixels are gone."
-    def __init__(self, percentile=20): super().__init__(road.ROADLeastRelevantFirst(percentile, score="raw"))
+
+    def __init__(self, percentile=20):
+        super().__init__(road.ROADLeastRelevantFirst(percentile, score="raw"))
+
 
 class AveragerAcrossThresholds:
     "The mean of a metric over percentiles."
-    def __init__(self,
+
+    def __init__(
+        self,
         imputer,  # percentile -> metric
         percentiles=(10, 20, 30, 40, 50, 60, 70, 80, 90),
     ):
         self.imputer, self.percentiles = imputer, percentiles
 
     def __call__(self, input_tensor, cams, targets, model) -> np.ndarray:  # `B`
-        return np.mean([self.imputer(percentile)(input_tensor, cams, targets, model) for percentile in self.percentiles], axis=0, dtype=np.float32)
+        return np.mean(
+            [self.imputer(percentile)(input_tensor, cams, targets, model) for percentile in self.percentiles], axis=0, dtype=np.float32
+        )
+
 
 class _Average(AveragerAcrossThresholds):
     "The same in one go."
+
     native = None
-    def __init__(self, percentiles=(10, 20, 30, 40, 50, 60, 70, 80, 90)): self.percentiles = percentiles
+
+    def __init__(self, percentiles=(10, 20, 30, 40, 50, 60, 70, 80, 90)):
+        self.percentiles = percentiles
 
     def __call__(self, input_tensor, cams, targets, model) -> np.ndarray:  # `B`
         return self.native(self.percentiles, score="raw")(input_tensor, _maps(cams, input_tensor), targets, model).cpu().numpy()
 
-class ROADMostRelevantFirstAverage(_Average): native = road.ROADMostRelevantFirstAverage
-class ROADLeastRelevantFirstAverage(_Average): native = road.ROADLeastRelevantFirstAverage
-class ROADCombined(_Average): native = road.ROADCombined
+
+class ROADMostRelevantFirstAverage(_Average):
+    native = road.ROADMostRelevantFirstAverage
+
+
+class ROADLeastRelevantFirstAverage(_Average):
+    native = road.ROADLeastRelevantFirstAverage
+
+
+class ROADCombined(_Average):
+    native = road.ROADCombined
 
 # %% ../../../nbs/compat/pytorch_grad_cam/metrics.ipynb #13
 class Complexity:
     "The mean of each map."
-    def __call__(self, grayscale_cams) -> np.ndarray: return complexity.Complexity()(torch.as_tensor(grayscale_cams)).numpy()
+
+    def __call__(self, grayscale_cams) -> np.ndarray:
+        return complexity.Complexity()(torch.as_tensor(grayscale_cams)).numpy()
+
 
 class Coherency:
     "How like its own map the map of the explained part is: a correlation, from 0 to 1."
-    def __call__(self,
+
+    def __call__(
+        self,
         input_tensor,  # `B × C × H × W`
         grayscale_cams,  # heat maps, an array `B × H × W`
         targets,  # as for the method
@@ -143,20 +193,34 @@ class Coherency:
         base_method,  # a method of this library or the user's, `(input_tensor=, targets=) -> array`
     ) -> np.ndarray:  # `B`
         explain = lambda pictures, asked: torch.as_tensor(base_method(input_tensor=pictures, targets=asked)).to(pictures.device)
-        return coherency.Coherency(progress=False).of_maps(input_tensor, _maps(grayscale_cams, input_tensor), explain, targets)[0].cpu().numpy()
+        return (
+            coherency.Coherency(progress=False)
+            .of_maps(input_tensor, _maps(grayscale_cams, input_tensor), explain, targets)[0]
+            .cpu()
+            .numpy()
+        )
+
 
 class ARCC:
     "The harmonic mean of coherency, 1 − complexity and ROAD."
-    def __init__(self,
+
+    def __init__(
+        self,
         base_method,  # as for `Coherency`
         road_percentiles=(20, 40, 60, 80),
     ):
-        self.complexity, self.coherency, self.road, self.base_method = Complexity(), Coherency(), ROADCombined(road_percentiles), base_method
+        self.complexity, self.coherency, self.road, self.base_method = (
+            Complexity(),
+            Coherency(),
+            ROADCombined(road_percentiles),
+            base_method,
+        )
 
     def __call__(self, input_tensor, grayscale_cams, targets, model) -> np.ndarray:  # `B`
         alike = self.coherency(input_tensor, grayscale_cams, targets, model, self.base_method)
         faithful = (self.road(input_tensor, grayscale_cams, targets, model) * 2).clip(0, 1)
         return 3 / sum(1 / (part + 1e-8) for part in (alike, 1 - self.complexity(grayscale_cams), faithful))
+
 
 def batch_pearson_coherency(
     A,  # maps, an array `B × …`

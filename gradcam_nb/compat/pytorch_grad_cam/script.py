@@ -16,10 +16,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ...engine.record import record
-from ...engine.visit import FromInput, evaluating, unwrap
 from ...ask import NamedClass, read_picture
 from ...catalogue import find_method
+from ...engine.record import record
+from ...engine.visit import FromInput, evaluating, unwrap
 from ...explanation import Seen, saw
 from ...imaging.overlay import show_cam_on_image
 from ...imaging.preprocess import deprocess_image, preprocess_for
@@ -35,28 +35,37 @@ def _taken(network, picture):
     like = next(network.parameters(), torch.empty(0))
     x = whole(picture).to(like.device, like.dtype)
     try:
-        with torch.no_grad(), evaluating(network): network(x)
+        with torch.no_grad(), evaluating(network):
+            network(x)
         return x, picture
     except (RuntimeError, AssertionError, ValueError):
-        if whole.size == own.size: raise
-    warnings.warn(f"the network takes no picture of {picture.width} × {picture.height}: the whole of it is resized to {own.size[1]} × {own.size[0]}")
+        if whole.size == own.size:
+            raise
+    warnings.warn(
+        f"the network takes no picture of {picture.width} × {picture.height}: the whole of it is resized to {own.size[1]} × {own.size[0]}"
+    )
     whole = replace(whole, size=own.size)
     x = whole(picture)
     return x.to(like.device, like.dtype), whole.undo(x)
+
 
 def _guided(network, x, target):
     "The guided gradient at the input; a word where no ReLU was there to guide."
     guided = GuidedBackpropReLUModel(network)(x, target)
     if not any(isinstance(module, nn.ReLU) for module in network.modules()):
         whole = FromInput(network)
-        (plain,), _ = record(whole, [whole.input], x, lambda output: total_score(resolve_targets(target, output, 1), output)).gradients[whole.input][0]
-        if torch.allclose(plain, guided): warnings.warn("guided backpropagation of this network is its plain gradient: it has no ReLU to guide")
+        (plain,), _ = record(whole, [whole.input], x, lambda output: total_score(resolve_targets(target, output, 1), output)).gradients[
+            whole.input
+        ][0]
+        if torch.allclose(plain, guided):
+            warnings.warn("guided backpropagation of this network is its plain gradient: it has no ReLU to guide")
     return guided
 
 # %% ../../../nbs/compat/pytorch_grad_cam/script.ipynb #09
 @dataclass
 class CamPictures:
     "The three pictures, and what they show."
+
     cam: Image.Image  # the heat map over the picture
     gb: Image.Image  # guided backpropagation
     cam_gb: Image.Image  # both
@@ -65,13 +74,19 @@ class CamPictures:
     target: Seen | None
     layers: list[str]
 
-    def save(self,
+    def save(
+        self,
         folder: str | Path,  # made if it is not there
         method: str,  # what the files' names begin with
     ) -> list[Path]:
         "Write `{method}_cam.jpg`, `{method}_gb.jpg` and `{method}_cam_gb.jpg`; all of them or none."
         # Without thinning of the colours, which would blur the detail.
-        return write_all({Path(folder) / f"{method}_{name}.jpg": partial(getattr(self, name).save, quality=95, subsampling=0) for name in ("cam", "gb", "cam_gb")})
+        return write_all(
+            {
+                Path(folder) / f"{method}_{name}.jpg": partial(getattr(self, name).save, quality=95, subsampling=0)
+                for name in ("cam", "gb", "cam_gb")
+            }
+        )
 
 # %% ../../../nbs/compat/pytorch_grad_cam/script.ipynb #10
 def cam_pictures(
@@ -91,11 +106,19 @@ def cam_pictures(
         heat = cam(x, wanted, **how)[0].cpu()
         guided = _guided(network, x, wanted)[0].float().cpu()
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"model: it failed on a picture of {picture.width} × {picture.height} ({(str(error).splitlines() or [type(error).__name__])[0]}); pass a picture of the size that it takes") from error
+        raise ValueError(
+            f"model: it failed on a picture of {picture.width} × {picture.height} ({(str(error).splitlines() or [type(error).__name__])[0]}); pass a picture of the size that it takes"
+        ) from error
     detail = guided.movedim(0, -1).expand(-1, -1, 3).numpy()
     seen = saw(network, cam.outputs)
     top = sorted(seen, key=lambda one: -one.score)[:5]
     names = {module: name for name, module in network.named_modules()}
-    return CamPictures(Image.fromarray(show_cam_on_image(np.float32(picture) / 255, heat.numpy(), use_rgb=True)), Image.fromarray(deprocess_image(detail)),
-                       Image.fromarray(deprocess_image(heat.numpy()[..., None] * detail)), heat, top,
-                       seen[wanted.category] if isinstance(wanted, NamedClass) else top[0] if top and target is None else None, [names[module] for module in cam.target_layers])
+    return CamPictures(
+        Image.fromarray(show_cam_on_image(np.float32(picture) / 255, heat.numpy(), use_rgb=True)),
+        Image.fromarray(deprocess_image(detail)),
+        Image.fromarray(deprocess_image(heat.numpy()[..., None] * detail)),
+        heat,
+        top,
+        seen[wanted.category] if isinstance(wanted, NamedClass) else top[0] if top and target is None else None,
+        [names[module] for module in cam.target_layers],
+    )
