@@ -132,10 +132,10 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser():
-    import gradcam_nb
+    from importlib.metadata import version
 
     parser = _Parser(prog="gradcam-nb", description="What in a picture made a model say what it said.")
-    parser.add_argument("--version", action="version", version=f"gradcam_nb {gradcam_nb.__version__}")
+    parser.add_argument("--version", action="version", version=f"gradcam_nb {version('gradcam_nb')}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(name, run, text):

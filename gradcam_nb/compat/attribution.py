@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from ..engine.record import Record, find_layer, record
 from ..engine.visit import unwrap
-from ..methods.guided_backprop import _Guided
+from ..methods.guided_backprop import Guided
 from ..targets.resolve import resolve_targets, total_score
 
 # %% ../../nbs/compat/attribution.ipynb #09
@@ -148,6 +148,6 @@ def input_gradients(
 ) -> tuple[Tensor, ...]:  # for each of the inputs, of its shape
     "The gradient of a score at the input."
     box = Box(forward_func)
-    with _Guided() if guided else nullcontext():
+    with Guided() if guided else nullcontext():
         r = run_box(box, [box.input], inputs, more, target_score(target, _rows(inputs)))
     return r.gradients[box.input][0][: len(as_tuple(inputs))]

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .overlay import _colours, _heat_map
+from .overlay import colours_of, heat_plane
 from .read import read_image
 
 # %% ../../nbs/imaging/figure.ipynb #06
@@ -30,7 +30,7 @@ def _is_map(item):
 def _drawable(item, position, colormap):
     "An RGB array of an item of the grid."
     if _is_map(item):
-        return _colours(_heat_map(item, f"pictures[{position}]"), colormap)
+        return colours_of(heat_plane(item, f"pictures[{position}]"), colormap)
     try:
         return np.asarray(read_image(item))
     except (TypeError, ValueError) as error:

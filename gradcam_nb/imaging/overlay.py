@@ -15,7 +15,7 @@ from torch import Tensor
 from .read import read_image
 
 # %% ../../nbs/imaging/overlay.ipynb #06
-def _heat_map(heat_map, name="heat_map"):
+def heat_plane(heat_map, name="heat_map"):
     "The map as H x W float32 on the CPU."
     if isinstance(heat_map, np.ndarray):
         heat_map = torch.from_numpy(heat_map.copy())
@@ -33,7 +33,7 @@ def _heat_map(heat_map, name="heat_map"):
     return plane.clamp(0, 1)
 
 # %% ../../nbs/imaging/overlay.ipynb #08
-def _colours(plane, colormap):
+def colours_of(plane, colormap):
     "The map's colours: H x W x 3 floats in [0, 1]."
     import matplotlib
 
@@ -47,7 +47,7 @@ def colorize(
     colormap: str = "turbo",  # a matplotlib name
 ) -> Image.Image:  # RGB, W x H pixels
     "The bare map as colours."
-    return Image.fromarray(np.uint8((_colours(_heat_map(heat_map), colormap) * 255).round()))
+    return Image.fromarray(np.uint8((colours_of(heat_plane(heat_map), colormap) * 255).round()))
 
 # %% ../../nbs/imaging/overlay.ipynb #12
 def _placed(plane, region, width, height):
@@ -105,10 +105,10 @@ def overlay(
             raise ValueError(f"{name} is {value}; pass a value from 0 to 1")
     image = read_image(picture)
     region = _checked_region(region, *image.size)
-    placed, inside = _placed(_heat_map(heat_map), region, *image.size)
+    placed, inside = _placed(heat_plane(heat_map), region, *image.size)
     pixels = np.asarray(image, dtype=np.float32)
     alpha = (opacity * (placed >= threshold)).numpy()[..., None]
-    painted = (1 - alpha) * pixels + alpha * 255 * _colours(placed, colormap)
+    painted = (1 - alpha) * pixels + alpha * 255 * colours_of(placed, colormap)
     dimmed = 0.5 * np.asarray(image.convert("L"), dtype=np.float32)[..., None] + 64
     return Image.fromarray(np.uint8(np.where(inside.numpy()[..., None], painted, dimmed).round()))
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .figure import shown_by_jupyter
-from .overlay import _colours, _heat_map
+from .overlay import colours_of, heat_plane
 
 # %% ../../nbs/imaging/signal.ipynb #07
 def signal_figure(
@@ -36,8 +36,8 @@ def signal_figure(
         )
     if names is not None and len(names) != len(curves):
         raise ValueError(f"names: got {len(names)} for {len(curves)} channels; pass one each")
-    plane = _heat_map(heat[None])
-    paint = 1 - plane.numpy()[..., None] * (1 - _colours(plane, colormap))  # white where the map is zero, so that the curves stay readable
+    plane = heat_plane(heat[None])
+    paint = 1 - plane.numpy()[..., None] * (1 - colours_of(plane, colormap))  # white where the map is zero, so that the curves stay readable
     length = curves.shape[1] / (rate or 1)
     figure = Figure(figsize=(size, 0.5 + 1.1 * len(curves)), layout="constrained")
     panels = figure.subplots(len(curves), 1, sharex=True, squeeze=False)[:, 0]

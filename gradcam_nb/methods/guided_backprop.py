@@ -32,7 +32,7 @@ _IN_PLACE = {torch.relu_, Tensor.relu_}
 _RELUS = _IN_PLACE | {F.relu, torch.relu, Tensor.relu}
 
 
-class _Guided(TorchFunctionMode):
+class Guided(TorchFunctionMode):
     "Every ReLU call of this thread is guided."
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
@@ -72,7 +72,7 @@ class GuidedBackpropReLUModel:
             raise TypeError(f"input_img: expected a tensor, got {type(input_img).__name__}")
         batch, whole = check_input(input_img), FromInput(self.model)
         score = lambda output: total_score(resolve_targets(target_category, output, batch), output)
-        with _Guided():
+        with Guided():
             r = record(whole, [whole.input], input_img.to(self.device), score)
         (gradients,), _ = r.gradients[whole.input][0]
         return gradients

@@ -29,7 +29,7 @@ def _otsu(maps):
     return (levels > between.argmax(1, keepdim=True)).view_as(maps)
 
 
-def _kept(maps, percentiles, sides):
+def kept(maps, percentiles, sides):
     "The pixels that stay in each removal of the most (or least) relevant ones, `steps · b × spatial`."
     order, size = ranks(maps), maps[0].numel()
 
@@ -72,7 +72,7 @@ class ROADMetric(PerturbationMetric):
 
     def perturb(self, pictures: Tensor, maps: Tensor) -> Tensor:
         repeated = pictures.repeat(self.steps, *[1] * (pictures.ndim - 1))
-        return self.imputer(repeated, _kept(maps, self.percentiles, self.sides)).unflatten(0, (self.steps, len(pictures)))
+        return self.imputer(repeated, kept(maps, self.percentiles, self.sides)).unflatten(0, (self.steps, len(pictures)))
 
     def rate(self, before: Tensor, after: Tensor) -> Tensor:
         return (after - before).mean(0)

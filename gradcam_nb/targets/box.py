@@ -82,7 +82,7 @@ class BoxTarget:
         match = overlap * scores
         if not match.numel() or not match.max() > 0:
             raise ValueError(
-                f"target: none of the {len(boxes)} candidates overlaps the box {self._place()}; pass a box in the pixels that the model's boxes have"
+                f"target: none of the {len(boxes)} candidates overlaps the box {self.place()}; pass a box in the pixels that the model's boxes have"
             )
         n, label = divmod(int(match.argmax()), match.shape[1])
         return n, label if self.label is None else self.label
@@ -98,8 +98,8 @@ class BoxTarget:
         one = DetectionTarget.of(detections, index)
         return cls(one.box, one.label, **how)
 
-    def _place(self):
+    def place(self):
         return [round(edge, 1) for edge in self.box.tolist()]
 
     def __repr__(self):
-        return f"BoxTarget({self._place()}, {self.label}, {self.what!r})"
+        return f"BoxTarget({self.place()}, {self.label}, {self.what!r})"

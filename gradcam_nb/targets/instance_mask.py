@@ -40,7 +40,7 @@ class InstanceMaskTarget:
         match = self._match(**{key: value.detach() for key, value in output.items()})
         if not len(match) or not match.max() > 0:
             raise ValueError(
-                f"target: none of the {len(match)} detections is of class {self.label} and overlaps the box {self._place()}; pass one that the detector finds, or lower its score threshold"
+                f"target: none of the {len(match)} detections is of class {self.label} and overlaps the box {self.place()}; pass one that the detector finds, or lower its score threshold"
             )
         mask = output["masks"][int(match.argmax())]
         return mask[mask.detach() > self.threshold].sum()
@@ -52,7 +52,7 @@ class InstanceMaskTarget:
         match = box_iou(self.box[None].to(boxes), boxes)[0] * scores
         return match if labels is None or self.label is None else match * (labels == self.label)
 
-    of, _place = classmethod(BoxTarget.of.__func__), BoxTarget._place
+    of, place = classmethod(BoxTarget.of.__func__), BoxTarget.place
 
     def __repr__(self):
-        return f"InstanceMaskTarget({self._place()}, {self.label})"
+        return f"InstanceMaskTarget({self.place()}, {self.label})"

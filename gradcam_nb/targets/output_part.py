@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from .classifier import ClassifierOutputTarget
-from .resolve import _refuse, scores_in
+from .resolve import refuse_output, scores_in
 
 # %% ../../nbs/targets/output_part.ipynb #09
 def _step(found, key):
@@ -65,7 +65,7 @@ def picture_scores(
     "Where the class scores are in a model's output for one picture. Raises `ValueError` where there are none."
     scores = output if isinstance(output, Tensor) else scores_in(output)
     if not isinstance(scores, Tensor) or scores is not output and scores.ndim != 1:
-        _refuse(output, scores)
+        refuse_output(output, scores)
     return scores
 
 # %% ../../nbs/targets/output_part.ipynb #14

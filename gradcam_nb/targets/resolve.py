@@ -26,7 +26,7 @@ def scores_in(output):
     return getattr(output, "logits", output)
 
 
-def _refuse(output, scores):
+def refuse_output(output, scores):
     what = f"a tensor of shape {tuple(scores.shape)}" if isinstance(scores, Tensor) else type(output).__name__
     raise ValueError(
         f"targets: this model's output is no list of class scores (it is {what}); pass a target that picks a number from it{_such_as(scores)}"
@@ -47,7 +47,7 @@ def class_scores(
     "Where the class scores are in a model's output."
     scores = scores_in(output)
     if not isinstance(scores, Tensor) or scores.ndim != 2:
-        _refuse(output, scores)
+        refuse_output(output, scores)
     return scores
 
 # %% ../../nbs/targets/resolve.ipynb #10

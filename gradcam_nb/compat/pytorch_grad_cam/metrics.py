@@ -111,7 +111,7 @@ class RemoveMostRelevantFirst:
 
     def __call__(self, input_tensor, mask) -> Tensor:
         "The picture, filled in."
-        return self.imputer(input_tensor, road._kept(mask[None].float(), [self.percentile], [self.most])[0].float())
+        return self.imputer(input_tensor, road.kept(mask[None].float(), [self.percentile], [self.most])[0].float())
 
 
 class RemoveLeastRelevantFirst(RemoveMostRelevantFirst):
