@@ -6,7 +6,8 @@ from . import compat
 from .catalogue import list_methods, list_metrics
 from .compare import compare, compare_layers
 from .core.cam import BaseCAM
-from .engine.layers import list_layers, suggest_layer
+from .engine.layers import list_layers
+from .engine.live import suggest_layer
 from .engine.record import Record, record
 from .engine.replay import replay
 from .explain import explain

@@ -93,7 +93,8 @@ def _methods(args):
 def _layers(args):
     import torch
 
-    from gradcam_nb.engine.layers import list_layers, live_layers, suggest_layer
+    from gradcam_nb.engine.layers import list_layers
+    from gradcam_nb.engine.live import live_layers, suggest_layer
     from gradcam_nb.imaging.preprocess import preprocess_for
     from gradcam_nb.models import load_model
 

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from .catalogue import find_method
 from .core.cam import BaseCAM
-from .engine.record import find_layer
-from .engine.visit import unwrap
+from .engine.visit import find_layer, unwrap
 
 # %% ../nbs/compare.ipynb #07
 def compare(
@@ -25,8 +24,7 @@ def compare(
     *,
     target_layers=None,  # as for a method; found if left out
     reshape_transform=None,  # as for a method
-    threshold: float = 0.0,  # as for a method's call
-    **how,  # `eigen_smooth`, `fusion`: as for a method's call
+    **how,  # `eigen_smooth`, `fusion`, `threshold`: as for a method's call
 ) -> dict[str, Tensor]:  # a method's name -> heat maps, `B × spatial`, in the order of `methods`
     "The heat maps of many methods; those that draw from a layer's activations and gradients share one run of the model."
     made = [find_method(m)(model, target_layers, reshape_transform) if isinstance(m, (str, type)) else m for m in methods]
@@ -34,11 +32,8 @@ def compare(
         raise ValueError("methods: got none; pass names, classes or objects of methods")
     # An object keeps its own layers, so only those made here share.
     sharing = [cam for cam, m in zip(made, methods) if cam is not m and _shares(cam)]
-    run, asked = _one_run(sharing, input_tensor, targets, threshold)
-    return {
-        _name(cam, i, made): cam.draw(run, **how) if cam in sharing else cam(input_tensor, asked, threshold=threshold, **how)
-        for i, cam in enumerate(made)
-    }
+    run, asked = _one_run(sharing, input_tensor, targets)
+    return {_name(cam, i, made): cam.draw(run, **how) if cam in sharing else cam(input_tensor, asked, **how) for i, cam in enumerate(made)}
 
 # %% ../nbs/compare.ipynb #08
 def _shares(cam):
@@ -46,10 +41,12 @@ def _shares(cam):
     return all(getattr(type(cam), part, None) is getattr(BaseCAM, part) for part in ("__call__", "run", "record"))
 
 
-def _one_run(sharing, input_tensor, targets, threshold):
+def _one_run(sharing, input_tensor, targets):
     "The run that all share, and the targets as they turned out."
-    run = max(sharing, key=lambda cam: (cam.uses_gradients, cam.uses_targets)).run(input_tensor, targets) if sharing else None
-    return run and replace(run, threshold=threshold), targets if run is None or run.targets[0] is None else run.targets
+    if not sharing:
+        return None, targets
+    run = max(sharing, key=lambda cam: (cam.uses_gradients, cam.uses_targets)).run(input_tensor, targets)
+    return run, targets if run.targets[0] is None else run.targets
 
 
 def _name(cam, i, made):
@@ -66,8 +63,7 @@ def compare_layers(
     targets=None,  # as for a method; each picture's top class if left out
     *,
     reshape_transform=None,  # as for a method
-    threshold: float = 0.0,  # as for a method's call
-    **how,  # `eigen_smooth`: as for a method's call
+    **how,  # `eigen_smooth`, `threshold`: as for a method's call
 ) -> dict[str, dict[str, Tensor]]:  # a method's name -> a layer's name -> heat maps, `B × spatial`
     "The heat maps of many methods at each layer by itself; those that draw from a layer's activations and gradients share one run of the model."
     names = {module: name for name, module in unwrap(model).named_modules()}
@@ -76,11 +72,11 @@ def compare_layers(
         raise ValueError(f"{'methods' if layers else 'layers'}: got none; pass names or classes")
     made = [find_method(m)(model, layers, reshape_transform) for m in methods]
     sharing = [cam for cam in made if _shares(cam)]
-    run, asked = _one_run(sharing, input_tensor, targets, threshold)
+    run, asked = _one_run(sharing, input_tensor, targets)
 
     def maps(cam, layer):
         if cam in sharing:
             return cam.draw(replace(run, layers=[layer]), **how)
-        return type(cam)(model, layer, reshape_transform)(input_tensor, asked, threshold=threshold, **how)
+        return type(cam)(model, layer, reshape_transform)(input_tensor, asked, **how)
 
     return {type(cam).__name__: {names[layer]: maps(cam, layer) for layer in layers} for cam in made}

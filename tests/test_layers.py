@@ -6,7 +6,7 @@ import torch
 import torchvision
 
 from gradcam_nb import GradCAM
-from gradcam_nb.engine.layers import suggest_layer
+from gradcam_nb.engine.live import suggest_layer
 
 # model -> the layer that the field uses, and its places on a 224 × 224 picture
 FAMILIES = {

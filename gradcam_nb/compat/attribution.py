@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from ..engine.record import Record, find_layer, record
-from ..engine.visit import unwrap
+from ..engine.record import Record, record
+from ..engine.visit import find_layer, unwrap
 from ..methods.guided_backprop import Guided
 from ..targets.resolve import resolve_targets, total_score
 

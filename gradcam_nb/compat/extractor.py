@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_map_only
 
 from ..core.heatmap import resize, stretch
 from ..engine.layers import list_layers
-from ..engine.record import find_layer
+from ..engine.visit import find_layer
 
 # %% ../../nbs/compat/extractor.ipynb #09
 def last_layer(

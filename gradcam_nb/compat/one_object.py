@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from ..core.cam import finish
 from ..core.heatmap import stretch
-from ..engine.layers import list_layers, live_layers, suggest_layer
+from ..engine.layers import list_layers
+from ..engine.live import live_layers, suggest_layer
 from ..engine.visit import unwrap
 from ..explanation import saw
 from ..imaging.figure import grid, shown_by_jupyter
@@ -187,7 +188,7 @@ class GradCAM:
             ) from error
         self.layer = run.name(run.layers[0])
         maps = [cam.get_layer_map(run, call) for call in run.calls(run.layers[0])]
-        self.enlarged = cam.draw(replace(run, threshold=share))[0].cpu()
+        self.enlarged = cam.draw(run, threshold=share)[0].cpu()
         self.heatmap = (255 * finish(maps, maps[-1].shape[1:], "mean", share)[0]).byte().cpu().numpy()
         if seen := saw(model, cam.outputs):
             top = max(seen, key=lambda one: one.score)

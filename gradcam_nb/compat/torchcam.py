@@ -18,7 +18,7 @@ from torch import Tensor
 from .extractor import Around, Extractor, common_shape
 from ..core.cam import combine, weigh
 from ..core.heatmap import resize, stretch
-from ..engine.record import find_layer
+from ..engine.visit import find_layer
 from ..methods.cam import CAM as _CAM
 from ..methods.finercam import FinerTarget
 from ..methods.gradcam import GradCAM as _GradCAM

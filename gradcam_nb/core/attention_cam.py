@@ -6,7 +6,6 @@
 __all__ = ['AttentionRun', 'AttentionCAM']
 
 # %% ../../nbs/core/attention_cam.ipynb #03
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,9 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .blank import is_blank, warn_blank
 from .cam import BaseCAM
 from .heatmap import normalize, positive, resize
-from ..engine.attention import Attention, AttentionRecord, record_attention
+from ..engine.attention import AttentionRecord, record_attention
+from ..engine.attention_watch import Attention
 from ..engine.inputs import check_input, input_size
 from ..reshape.vit import token_grid
 from ..targets.resolve import resolve_targets, total_score
@@ -29,7 +30,6 @@ class AttentionRun:
     record: AttentionRecord
     targets: list  # a target for each picture
     size: tuple[int, ...]  # the input's spatial size
-    threshold: float = 0.0  # the share of the raw map's maximum below which nothing is kept
 
     @property
     def batch(self):
@@ -48,8 +48,7 @@ class AttentionCAM(BaseCAM):
         reshape_transform=None,  # tokens `B × N × 1` -> `B × 1 × spatial`; left out: found from the number of tokens
         *,
         batch_size: int = 32,  # pictures a pass
-        read_out: str
-        | None = None,  # "class": the first token's view; "mean": that of all patches; left out: "class" where there are tokens without a place
+        read_out: str | None = None,  # "class": the first token's view; "mean": all patches'; left out: "class" where there is such a token
     ):
         super().__init__(model, target_layers, reshape_transform, batch_size=batch_size)
         if read_out not in (None, "class", "mean"):
@@ -57,8 +56,10 @@ class AttentionCAM(BaseCAM):
         self.read_out = read_out
 
     def get_patch_map(
-        self, layers: list[Attention], prefix: int
-    ) -> Tensor:  # `B × patches`, any sign; `prefix`: tokens in front, without a place
+        self,
+        layers: list[Attention],
+        prefix: int,  # tokens in front, without a place
+    ) -> Tensor:  # `B × patches`, any sign
         "What each patch counts."
         raise NotImplementedError(f"{type(self).__name__}: override get_patch_map")
 
@@ -83,7 +84,7 @@ class AttentionCAM(BaseCAM):
         self.target_layers, self.outputs = list(dict.fromkeys(a.module for a in record.layers)), record.output
         return AttentionRun(record, resolved or [None] * batch, input_size(input_tensor))
 
-    def draw(self, run: AttentionRun, *, eigen_smooth: bool = False, fusion: str = "mean") -> Tensor:
+    def draw(self, run: AttentionRun, *, eigen_smooth: bool = False, fusion: str = "mean", threshold: float = 0.0) -> Tensor:
         "The heat maps of a run; `fusion` has no effect, for it is one map."
         if eigen_smooth:
             raise ValueError(f"eigen_smooth: {type(self).__name__} has no channels to find a component of; leave it out")
@@ -98,21 +99,19 @@ class AttentionCAM(BaseCAM):
         # Half precision is for the model's passes, not for the map's own products.
         with torch.autocast(run.record.layers[-1].weights.device.type, enabled=False):
             patches = self.get_patch_map(run.record.layers, prefix)
-        laid = (
-            self.reshape_transform(F.pad(patches, (prefix, 0))[..., None])[:, 0]
-            if self.reshape_transform
-            else patches.unflatten(1, grid[1:])
-        )
-        heat = normalize(resize(positive(laid, run.threshold), run.size))
-        blank = (heat.flatten(1).amax(1) == 0).nonzero().flatten().tolist()
-        if blank:
+        if self.reshape_transform:
+            laid = self.reshape_transform(F.pad(patches, (prefix, 0))[..., None])[:, 0]
+        else:
+            laid = patches.unflatten(1, grid[1:])
+        heat = normalize(resize(positive(laid, threshold), run.size))
+        blank = is_blank(heat)
+        if blank.any():
             dead = self.uses_gradients and not any(a.gradient[blank].any() for a in run.record.layers)
-            why = (
-                "no gradient reaches the attention: the score does not depend on it"
-                if dead
-                else "nothing that is attended to speaks for this target"
+            no_gradient, no_support = (
+                "no gradient reaches the attention: the score does not depend on it",
+                "nothing that is attended to speaks for this target",
             )
-            warnings.warn(f"blank heat map for picture {blank}: {why}", stacklevel=3)
+            warn_blank(blank, no_gradient if dead else no_support)
         return heat
 
     def many(self, input_tensor, targets: Sequence, **how) -> Tensor:  # heat maps, `B × K × spatial`

@@ -16,12 +16,12 @@ from torch.utils._pytree import tree_map_only
 from .heatmap import fuse, normalize, positive, resize
 from .run import Call, Run, warn_if_blank
 from ..engine.inputs import check_input, first_tensor, input_size
-from ..engine.layers import suggest_layer
-from ..engine.record import Record, find_layer, record
-from ..engine.visit import unwrap
+from ..engine.live import record_at
+from ..engine.record import Record
+from ..engine.visit import find_layer, unwrap
 from ..smoothing.augment import mirrored_and_scaled
 from ..smoothing.eigen import first_component
-from ..targets.resolve import first_score, resolve_targets, total_score
+from ..targets.resolve import resolve_targets, total_score
 
 # %% ../../nbs/core/cam.ipynb #09
 def weigh(
@@ -50,11 +50,28 @@ def finish(
     maps = [resize(positive(m, threshold), size) for m in maps]
     return fuse(maps if fusion == "sum" else [normalize(m) for m in maps], fusion)
 
+# %% ../../nbs/core/cam.ipynb #57d78900
+def _changed_input(views, input_tensor):
+    "What some views make of a batch, one behind the other."
+    if isinstance(input_tensor, list):
+        return [change(t[None])[0] for change, _ in views for t in input_tensor]
+
+    def views_of(t):
+        # A text or a table beside the picture stays what it is.
+        is_picture = t.is_floating_point() and t.ndim > 2
+        return torch.cat([change(t) if is_picture else t for change, _ in views]) if t.ndim else t
+
+    return tree_map_only(Tensor, views_of, input_tensor)
+
 # %% ../../nbs/core/cam.ipynb #10
 class BaseCAM:
     """A class activation map: subclass it and say how the channels are weighed, or what the map is.
 
     The model is left exactly as it was found, and nothing is kept but `outputs`.
+
+    The last live layer is the last one that has places on the picture and a gradient at them. `fusion` says how the maps of
+    several layers, or of several calls of one, become one. Each is divided by its maximum before, but for "sum", which adds
+    them as they are; "none" leaves them side by side, `B × n × spatial`.
     """
 
     uses_gradients = uses_targets = True  # without targets: the same map whatever is asked
@@ -64,7 +81,7 @@ class BaseCAM:
     def __init__(
         self,
         model: nn.Module,
-        target_layers=None,  # a module, a name, a number that counts the model's children (-1: the last), or a list of them; left out: the last layer with places and a gradient
+        target_layers=None,  # a module, a name, a number that counts the model's children, or a list of them; left out: the last live layer
         reshape_transform=None,  # a layer's output -> `B × C × spatial`; left out: found from the shapes
         *,
         batch_size: int = 32,  # pictures a pass, for methods that run the model many times
@@ -84,20 +101,19 @@ class BaseCAM:
         *,
         aug_smooth=False,  # also explain changed copies and take the mean: True, or views `(change, undo)` of your own
         eigen_smooth: bool = False,  # the first principal component of the weighted channels in place of their sum
-        fusion: str = "mean",  # how the maps of several layers, or calls of one, become one: "mean", "max", "product"; "sum": as they are, not each divided by its maximum before; "none": `B × n × spatial`, each for itself
-        threshold: float = 0.0,  # in place of the ReLU, which is 0: what lies below this share of a raw map's maximum, such as 1 / 8, becomes zero
+        fusion: str = "mean",  # how several layers' maps become one: "mean", "max", "product", "sum" or "none"
+        threshold: float = 0.0,  # what lies below this share of a raw map's maximum, such as 1 / 8, becomes zero; 0: the usual ReLU
     ) -> Tensor:  # heat maps, `B × spatial` of the input, float32, in [0, 1], on the input's device
         "The heat map of each picture."
-        how = dict(eigen_smooth=eigen_smooth, fusion=fusion)
-        run = replace(self.run(input_tensor, targets), threshold=threshold)
+        how = dict(eigen_smooth=eigen_smooth, fusion=fusion, threshold=threshold)
+        run = self.run(input_tensor, targets)
+        outputs, heat = self.outputs, self.draw(run, **how)
         if not aug_smooth:
-            return self.draw(run, **how)
-        outputs, heats = self.outputs, [self.draw(run, **how)]
-        views = mirrored_and_scaled() if aug_smooth is True else list(aug_smooth)
+            return heat
+        heats, views = [heat], mirrored_and_scaled() if aug_smooth is True else list(aug_smooth)
         for some, changed in self._changed(views, input_tensor, run.batch):
             again = self.run(changed, None if run.targets[0] is None else run.targets * len(some))
-            maps = self.draw(replace(again, threshold=threshold), **how)
-            heats += [undo(m) for (_, undo), m in zip(some, maps.split(run.batch))]
+            heats += [undo(maps) for (_, undo), maps in zip(some, self.draw(again, **how).split(run.batch))]
         self.outputs = outputs
         mean = torch.stack(heats).mean(0)
         return normalize(mean.flatten(0, -1 - len(run.size))).view_as(mean)
@@ -106,20 +122,12 @@ class BaseCAM:
         self,
         input_tensor,  # as in a call
         targets: Sequence,  # `K` ints or callables, each one asked of every picture
-        threshold: float = 0.0,  # as in a call
-        **how,  # `eigen_smooth`, `fusion`
+        **how,  # `eigen_smooth`, `fusion`, `threshold`: as in a call
     ) -> Tensor:  # heat maps, `B × K × spatial`
         "The heat maps of several targets from one forward pass."
         if not self.uses_targets:
             raise ValueError(f"targets: {type(self).__name__} shows the same map for every target; call it once")
-        run = replace(self.run(input_tensor, targets, many=True), threshold=threshold)
-        each = [
-            {layer: [tree_map_only(Tensor, lambda t: t[k], call) for call in calls] for layer, calls in run.record.gradients.items()}
-            for k in range(len(run.targets))
-        ]
-        return torch.stack(
-            [self.draw(replace(run, record=replace(run.record, gradients=g), targets=t), **how) for g, t in zip(each, run.targets)], 1
-        )
+        return torch.stack([self.draw(run, **how) for run in self.run(input_tensor, *targets).each()], 1)
 
     def get_cam_weights(
         self,
@@ -146,60 +154,50 @@ class BaseCAM:
     def record(
         self,
         input_tensor,
-        score: Callable | None,  # the model's output -> a number, or a number for each of many targets; None where no gradient is used
+        score: Callable | None,  # the model's output -> a number, or a number for each question; None where no gradient is used
     ) -> Record:
         "Run the model once; for methods that keep more than activations and gradients of the target layers."
-        return record(self.model, self.target_layers, input_tensor, score)
+        return record_at(self.model, self.target_layers, input_tensor, score)
 
-    def run(self, input_tensor, targets=None, *, many: bool = False) -> Run:
+    def run(
+        self,
+        input_tensor,
+        *asked,  # what a call takes as `targets`; or several such questions, each one asked of every picture
+    ) -> Run:
         "Run the model once and keep what the map is made from."
-        batch, size, resolved = check_input(input_tensor), input_size(input_tensor), []
+        batch, size, asked, resolved = check_input(input_tensor), input_size(input_tensor), asked or (None,), []
 
         def score(output):
-            resolved[:] = (
-                [resolve_targets(target, output, batch) for target in targets] if many else resolve_targets(targets, output, batch)
-            )
-            return torch.stack([total_score(row, output) for row in resolved]) if many else total_score(resolved, output)
+            resolved[:] = [resolve_targets(targets, output, batch) for targets in asked]
+            scores = [total_score(targets, output) for targets in resolved]
+            return torch.stack(scores) if len(scores) > 1 else scores[0]
 
-        asked = self.uses_targets or targets is not None
-        if self.target_layers is None:
-            self.target_layers = [self._suggest(input_tensor, targets, asked)]
-        r = self.record(input_tensor, score if self.uses_gradients else None)
-        if asked and not self.uses_gradients:
+        # Where no layer is named, the score also tells which ones live.
+        is_asked = self.uses_targets or any(targets is not None for targets in asked)
+        wanted = self.uses_gradients or is_asked and self.target_layers is None
+        r = self.record(input_tensor, score if wanted else None)
+        if is_asked and not resolved:
             score(r.output)
-        self.outputs = r.output
-        return Run(r, self.target_layers, resolved or [None] * batch, size, self.reshape_transform)
+        self.target_layers, self.outputs = self.target_layers or list(r.activations), r.output
+        if not self.uses_gradients:
+            r = replace(r, gradients={})
+        return Run(r, self.target_layers, resolved or [[None] * batch], size, self.reshape_transform)
 
-    def draw(self, run: Run, *, eigen_smooth: bool = False, fusion: str = "mean") -> Tensor:
+    def draw(self, run: Run, *, eigen_smooth: bool = False, fusion: str = "mean", threshold: float = 0.0) -> Tensor:
         "The heat maps of a run."
-        heat = finish(
-            [self.get_layer_map(run, call, eigen_smooth) for layer in run.layers for call in run.calls(layer)],
-            run.size,
-            fusion,
-            run.threshold,
-        )
+        maps = [self.get_layer_map(run, call, eigen_smooth) for layer in run.layers for call in run.calls(layer)]
+        heat = finish(maps, run.size, fusion, threshold)
         warn_if_blank(run, heat)
         return heat
-
-    def _suggest(self, input_tensor, targets, asked):
-        return suggest_layer(self.model, input_tensor, first_score(targets) if asked else None).module
 
     def _changed(self, views, input_tensor, batch):
         "The views of a batch in turn, and what they make of the input; as many at once as are useful."
         # A CPU is no faster with more than a few pictures at once, and slower where they leave its caches.
         rows = min(self.batch_size, 8) if first_tensor(input_tensor).device.type == "cpu" else self.batch_size
         at_once = max(1, rows // batch)
-        for some in (views[i : i + at_once] for i in range(0, len(views), at_once)):
-            # A text or a table beside the picture stays what it is.
-            def views_of(t):
-                return torch.cat([change(t) if t.is_floating_point() and t.ndim > 2 else t for change, _ in some]) if t.ndim else t
-
-            yield (
-                some,
-                [change(t[None])[0] for change, _ in some for t in input_tensor]
-                if isinstance(input_tensor, list)
-                else tree_map_only(Tensor, views_of, input_tensor),
-            )
+        for i in range(0, len(views), at_once):
+            some = views[i : i + at_once]
+            yield some, _changed_input(some, input_tensor)
 
     def __enter__(self):
         return self

@@ -8,7 +8,6 @@ __all__ = ['masked', 'scores_of', 'PerturbationCAM']
 # %% ../../nbs/core/perturbation.ipynb #03
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -77,13 +76,13 @@ class PerturbationCAM(BaseCAM):
             raise ValueError(f"batch_size: got {batch_size}; pass 1 or more")
         self.progress, self.seconds, self.fits, self._row = progress, 0.0, batch_size is None, (None, 0)
 
-    def run(self, input_tensor, targets=None, *, many: bool = False) -> Run:
+    def run(self, input_tensor, *asked) -> Run:
         "Run the model once, and see what a pass takes."
         if self.fits:
             self.batch_size = batch_that_fits(self._bytes_of_row(input_tensor), first_tensor(input_tensor).device, most=self.most_rows)
         start = time.perf_counter()
-        run = super().run(input_tensor, targets, many=many)
-        self.seconds = (time.perf_counter() - start) / len(run.targets[0] if many else run.targets)
+        run = super().run(input_tensor, *asked)
+        self.seconds = (time.perf_counter() - start) / run.batch
         return run
 
     def _bytes_of_row(self, input_tensor):
@@ -135,21 +134,18 @@ class PerturbationCAM(BaseCAM):
         self,
         input_tensor,  # as in a call
         targets: Sequence,  # `K` ints or callables, each one asked of every picture
-        *,
-        eigen_smooth: bool = False,
-        fusion: str = "mean",
-        threshold: float = 0.0,
+        **how,  # `eigen_smooth`, `fusion`, `threshold`: as in a call
     ) -> Tensor:  # heat maps, `B × K × spatial`
         "The heat maps of several targets from the same passes."
-        run = self.run(input_tensor, targets, many=True)
-        return self.get_heats(replace(run, targets=run.targets[0], threshold=threshold), run.targets, eigen_smooth, fusion).transpose(0, 1)
+        run = self.run(input_tensor, *targets)
+        return self.get_heats(run, run.asked, **how).transpose(0, 1)
 
     def get_heats(
-        self, run: Run, asked: Sequence[Sequence], eigen_smooth: bool = False, fusion: str = "mean"
+        self, run: Run, asked: Sequence[Sequence], *, eigen_smooth: bool = False, fusion: str = "mean", threshold: float = 0.0
     ) -> Tensor:  # heat maps, `K × B × spatial`
         "The heat maps of a run, one for each question."
         layers = [self.get_layer_maps(run, call, asked, eigen_smooth) for layer in run.layers for call in run.calls(layer)]
-        heats = [finish(maps, run.size, fusion, run.threshold) for maps in zip(*layers)]
+        heats = [finish(maps, run.size, fusion, threshold) for maps in zip(*layers)]
         for heat in heats:
             warn_if_blank(run, heat)
         return torch.stack(heats)

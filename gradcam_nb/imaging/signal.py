@@ -37,7 +37,9 @@ def signal_figure(
     if names is not None and len(names) != len(curves):
         raise ValueError(f"names: got {len(names)} for {len(curves)} channels; pass one each")
     plane = heat_plane(heat[None])
-    paint = 1 - plane.numpy()[..., None] * (1 - colours_of(plane, colormap))  # white where the map is zero, so that the curves stay readable
+    paint = 1 - plane.numpy()[..., None] * (
+        1 - colours_of(plane, colormap)
+    )  # white where the map is zero, so that the curves stay readable
     length = curves.shape[1] / (rate or 1)
     figure = Figure(figsize=(size, 0.5 + 1.1 * len(curves)), layout="constrained")
     panels = figure.subplots(len(curves), 1, sharex=True, squeeze=False)[:, 0]

@@ -12,7 +12,8 @@ from torch import Tensor
 from ..core.perturbation import PerturbationCAM, scores_of
 from ..core.run import Call, Run
 from ..core.variants import channel_elements, scores_behind
-from ..engine.record import Record, record
+from ..engine.live import record_at
+from ..engine.record import Record
 
 # %% ../../nbs/methods/ablationcam.ipynb #09
 _FILLS = {
@@ -51,7 +52,7 @@ class AblationCAM(PerturbationCAM):
         self.fill, self.ratio = fill, ratio
 
     def record(self, input_tensor, score) -> Record:
-        return record(self.model, self.target_layers, input_tensor, replayable=True)
+        return record_at(self.model, self.target_layers, input_tensor, score, replayable=True)
 
     def get_channel_weights(self, run: Run, call: Call, asked) -> Tensor:
         index, values = channel_elements(run, call), call.activations.flatten(2)

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from ..core.heatmap import resize
 from ..core.run import Run
 from ..engine.inputs import check_input, first_tensor, input_size
-from ..engine.layers import suggest_layer
-from ..engine.record import find_layer, record
-from ..engine.visit import evaluating, unwrap
+from ..engine.live import suggest_layer
+from ..engine.record import record
+from ..engine.visit import evaluating, find_layer, unwrap
 from ..imaging.read import read_image
 
 # %% ../../nbs/methods/deep_feature_factorization.ipynb #09

@@ -50,12 +50,11 @@ class DRISE(RISE):
             raise ValueError("aug_smooth: a box does not move with the changed picture; leave it out")
         return super().__call__(input_tensor, targets, **how)
 
-    def run(self, input_tensor, targets=None, *, many: bool = False) -> Run:
+    def run(self, input_tensor, *asked) -> Run:
         "Find what is to be explained, run the model once and see what a pass takes."
         with torch.inference_mode(), evaluating(self.model):
             found = call_model(self.model, input_tensor)
-        targets = [_of_each(target, found) for target in targets] if many else _of_each(targets, found)
-        return super().run(input_tensor, targets, many=many)
+        return super().run(input_tensor, *(_of_each(targets, found) for targets in asked or (None,)))
 
 # %% ../../nbs/methods/drise.ipynb #11
 def _of_each(targets, found):

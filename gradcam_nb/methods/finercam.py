@@ -11,6 +11,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from ..core.around import AroundCAM
 from ..core.cam import BaseCAM
 from ..core.run import Run
 from .gradcam import GradCAM
@@ -46,7 +47,7 @@ class FinerTarget:
         distance = (scores - target(scores)).detach().abs()
         if target.category is None:
             raise ValueError(
-                f"targets: FinerCAM compares a class with others, and {target} names none; pass a class index, or None for the top class"
+                f"targets: FinerCAM compares a class with others, and {target} names none; pass a class index, or None for the top"
             )
         distance[target.category] = torch.inf
         if hasattr(self.comparisons, "__iter__"):
@@ -73,7 +74,7 @@ class FinerTarget:
         return f"FinerTarget({self.category}, gamma={self.gamma}, comparisons={self.comparisons})"
 
 # %% ../../nbs/methods/finercam.ipynb #11
-class FinerCAM(BaseCAM):
+class FinerCAM(AroundCAM):
     """Another method, asked for the difference between a class and those most like it.
 
     Zhang et al., *Finer-CAM: Spotting the Difference Reveals Finer Details for Visual Explanation*, CVPR 2025,
@@ -92,27 +93,23 @@ class FinerCAM(BaseCAM):
         weighting: str = "mean",  # as for `FinerTarget`
         **options,  # as for every method
     ):
-        super().__init__(*args, **options)
-        self.base, self.how = base_method(*args, **options), dict(gamma=gamma, comparisons=comparisons, weighting=weighting)
-        self.uses_gradients = self.base.uses_gradients
+        base = base_method(*args, **options)
+        super().__init__(base, batch_size=base.batch_size)
+        self.how = dict(gamma=gamma, comparisons=comparisons, weighting=weighting)
         FinerTarget(**self.how)
 
-    def run(self, input_tensor, targets=None, *, many: bool = False) -> Run:
+    def run(self, input_tensor, *asked) -> Run:
         "Run the model once, asked for differences."
+        run = super().run(input_tensor, *map(self._finer, asked or (None,)))
+        scores = class_scores(self.outputs)
+        return replace(run, asked=[[target.settled(one) for target, one in zip(targets, scores)] for targets in run.asked])
+
+    def _finer(self, targets):
+        "What a call takes as targets, asked for differences."
 
         def finer(target):
             return target if isinstance(target, FinerTarget) else FinerTarget(target, **self.how)
 
         if isinstance(targets, Tensor):
             targets = targets.tolist()
-        asked = [finer(target) for target in targets] if hasattr(targets, "__iter__") else finer(targets)
-        run = self.base.run(input_tensor, asked, many=many)
-        self.target_layers, self.outputs = run.layers, run.record.output
-
-        def named(row):
-            return [target.settled(scores) for target, scores in zip(row, class_scores(self.outputs))]
-
-        return replace(run, targets=[named(row) for row in run.targets] if many else named(run.targets))
-
-    def draw(self, run: Run, **how) -> Tensor:
-        return self.base.draw(run, **how)
+        return [finer(target) for target in targets] if hasattr(targets, "__iter__") else finer(targets)

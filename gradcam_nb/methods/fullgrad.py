@@ -81,12 +81,12 @@ class FullGrad(BaseCAM):
         super().__init__(model, batch_size=batch_size)
         self.biased = None
 
-    def run(self, input_tensor, targets=None, *, many: bool = False) -> Run:
+    def run(self, input_tensor, *asked) -> Run:
         "Run the model once and keep the gradients at the input and behind each layer with a bias."
         if self.biased is None:
             self.biased = _biased(self.model, input_tensor)
         self.target_layers = list(self.biased)
-        return super().run(input_tensor, targets, many=many)
+        return super().run(input_tensor, *asked)
 
     def record(self, input_tensor, score) -> Record:
         whole = FromInput(self.model)
@@ -98,7 +98,7 @@ class FullGrad(BaseCAM):
             fold={place: partial(_bias_part, *of) for place, of in self.biased.items()},
         )
 
-    def draw(self, run: Run, *, eigen_smooth: bool = False, fusion: str = "mean") -> Tensor:
+    def draw(self, run: Run, *, eigen_smooth: bool = False, fusion: str = "mean", threshold: float = 0.0) -> Tensor:
         "The heat maps of a run."
         (at_input,) = run.record.activations
         parts = [_rescaled(call.activations * call.gradients) for call in run.calls(at_input)]
@@ -106,6 +106,6 @@ class FullGrad(BaseCAM):
         maps = [resize(part, run.size) for part in parts]
         if eigen_smooth:
             maps = [normalize(positive(first_component(torch.stack(maps, 1), like=sum(maps))))]
-        heat = positive(fuse(maps, fusion), run.threshold)
+        heat = positive(fuse(maps, fusion), threshold)
         warn_if_blank(replace(run, layers=[at_input]), heat)
         return heat

@@ -37,13 +37,13 @@ class LayerCAM(BaseCAM):
     def get_cam_weights(self, activations: Tensor, gradients: Tensor) -> Tensor:
         return gradients.relu()
 
-    def draw(self, run: Run, *, eigen_smooth: bool = False, fusion: str = "mean") -> Tensor:
+    def draw(self, run: Run, *, eigen_smooth: bool = False, fusion: str = "mean", threshold: float = 0.0) -> Tensor:
         "The heat maps of a run, those of the finer layers scaled."
         if len(run.layers) == 1 or fusion in ("none", "sum"):
-            return super().draw(run, eigen_smooth=eigen_smooth, fusion=fusion)
+            return super().draw(run, eigen_smooth=eigen_smooth, fusion=fusion, threshold=threshold)
         raw = [[self.get_layer_map(run, call, eigen_smooth) for call in run.calls(layer)] for layer in run.layers]
         places = [maps[0][0].numel() for maps in raw]
-        heats = [finish(maps, run.size, fusion, run.threshold) for maps in raw]
+        heats = [finish(maps, run.size, fusion, threshold) for maps in raw]
         heat = fuse([scale(h) if n > min(places) else h for h, n in zip(heats, places)], fusion)
         warn_if_blank(run, heat)
         return heat

@@ -27,7 +27,7 @@ from ..targets.resolve import each_score
 def _alone(run, call, picture):
     "What a layer gives for one picture of the batch, to the last digit as if it had come alone."
     one = masked(run.record.input_tensor, [picture], torch.ones(1, *run.size, device=call.activations.device))
-    run = replace(run, record=record(run.record.model, [call.layer], one), targets=[None])
+    run = replace(run, record=record(run.record.model, [call.layer], one), asked=[[None]])
     return list(run.calls(call.layer))[call.index].activations
 
 # %% ../../nbs/methods/opticam.ipynb #10

@@ -12,7 +12,8 @@ from torch import Tensor
 from ..core.perturbation import PerturbationCAM
 from ..core.run import Call, Run
 from ..core.variants import elements, scores_behind
-from ..engine.record import Record, record
+from ..engine.live import record_at
+from ..engine.record import Record
 from ..targets.softmax import as_probability
 
 # %% ../../nbs/methods/reciprocam.ipynb #09
@@ -53,7 +54,7 @@ class ReciproCAM(PerturbationCAM):
         self.gaussian, self.form = gaussian, form
 
     def record(self, input_tensor, score) -> Record:
-        return record(self.model, self.target_layers, input_tensor, replayable=True)
+        return record_at(self.model, self.target_layers, input_tensor, score, replayable=True)
 
     def get_layer_maps(self, run: Run, call: Call, asked, eigen_smooth: bool = False) -> Tensor:
         if eigen_smooth:

@@ -9,9 +9,10 @@ __all__ = ['RefineCAM']
 import torch
 from torch import Tensor, nn
 
-from ..core.cam import BaseCAM
+from ..core.around import AroundCAM
 from ..core.run import Run
-from ..engine.layers import list_layers, live_layers, suggest_layer
+from ..engine.layers import list_layers
+from ..engine.live import live_layers, suggest_layer
 from .gradcam_plusplus import GradCAMPlusPlus
 from ..targets.resolve import first_score
 
@@ -33,7 +34,7 @@ def _stages(model, input_tensor, score):
     )
 
 # %% ../../nbs/methods/refinecam.ipynb #10
-class RefineCAM(BaseCAM):
+class RefineCAM(AroundCAM):
     """Several layers' maps, multiplied.
 
     Domeniconi et al., *How to Evaluate and Refine your CAM*, ICPR 2026,
@@ -53,30 +54,18 @@ class RefineCAM(BaseCAM):
         batch_size: int = 32,  # pictures a pass, for methods that run the model many times
         **options,  # further arguments of `base_method`
     ):
-        super().__init__(model, target_layers, reshape_transform, batch_size=batch_size)
-        self.base = base_method(model, target_layers, reshape_transform, batch_size=batch_size, **options)
-
-    @property
-    def uses_gradients(self):
-        return self.base.uses_gradients
-
-    @property
-    def uses_targets(self):
-        return self.base.uses_targets
+        super().__init__(base_method(model, target_layers, reshape_transform, batch_size=batch_size, **options), batch_size=batch_size)
 
     def __call__(self, input_tensor, targets=None, *, aug_smooth=False, fusion: str = "product", **how) -> Tensor:
         "The heat map of each picture, as with any method."
         return super().__call__(input_tensor, targets, aug_smooth=aug_smooth, fusion=fusion, **how)
 
-    def run(self, input_tensor, targets=None, *, many: bool = False) -> Run:
+    def run(self, input_tensor, *asked) -> Run:
         "Run the model once and keep what the base method draws from, at every layer."
-        if self.target_layers is None:
-            self.target_layers = _stages(self.model, input_tensor, first_score(targets))
-        self.base.target_layers = self.target_layers
-        run = self.base.run(input_tensor, targets, many=many)
-        self.outputs = self.base.outputs
-        return run
+        if self.base.target_layers is None:
+            self.base.target_layers = _stages(self.model, input_tensor, first_score(*asked[:1] or (None,)))
+        return super().run(input_tensor, *asked)
 
-    def draw(self, run: Run, *, eigen_smooth: bool = False, fusion: str = "product") -> Tensor:
+    def draw(self, run: Run, *, fusion: str = "product", **how) -> Tensor:
         "The heat maps of a run."
-        return self.base.draw(run, eigen_smooth=eigen_smooth, fusion=fusion)
+        return super().draw(run, fusion=fusion, **how)

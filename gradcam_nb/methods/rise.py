@@ -6,12 +6,12 @@
 __all__ = ['RandomMasks', 'RISE']
 
 # %% ../../nbs/methods/rise.ipynb #04
-import warnings
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from ..core.blank import is_blank, warn_blank
 from ..core.heatmap import normalize, positive, resize
 from ..core.perturbation import PerturbationCAM
 from ..core.run import Run
@@ -115,7 +115,7 @@ class RISE(PerturbationCAM):
             return sum(torch.einsum("knb,n...->kb...", weights[:, part], masks[part]) for part in some) / (self.n_masks * self.keep)
 
     def get_heats(
-        self, run: Run, asked: Sequence[Sequence], eigen_smooth: bool = False, fusion: str = "mean"
+        self, run: Run, asked: Sequence[Sequence], *, eigen_smooth: bool = False, fusion: str = "mean", threshold: float = 0.0
     ) -> Tensor:  # heat maps, `K × B × spatial`
         "What is drawn of the maps."
         if eigen_smooth:
@@ -123,13 +123,11 @@ class RISE(PerturbationCAM):
         maps = self.get_maps(run, asked).flatten(0, 1)
         if not self.centred:
             maps = maps - maps.flatten(1).amin(1).reshape(-1, *[1] * (maps.ndim - 1))
-        heats = normalize(positive(maps, run.threshold)).unflatten(0, (len(asked), run.batch))
-        blank = (heats.flatten(2).amax(2) == 0).any(0).nonzero().flatten().tolist()
-        if blank:
-            warnings.warn(
-                f"blank heat map for picture {blank}: its score is the same under every mask, or falls wherever more is seen", stacklevel=4
-            )
+        heats = normalize(positive(maps, threshold)).unflatten(0, (len(asked), run.batch))
+        blank = torch.stack([is_blank(heat) for heat in heats]).any(0)
+        if blank.any():
+            warn_blank(blank, "its score is the same under every mask, or falls wherever more is seen")
         return heats
 
-    def draw(self, run: Run, *, eigen_smooth: bool = False, fusion: str = "mean") -> Tensor:
-        return self.get_heats(run, [run.targets], eigen_smooth)[0]
+    def draw(self, run: Run, **how) -> Tensor:
+        return self.get_heats(run, [run.targets], **how)[0]

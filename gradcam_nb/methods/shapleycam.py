@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_map, tree_map_only
 
 from ..core.run import Run
-from ..engine.record import Record, record
+from ..engine.live import record_at
+from ..engine.record import Record
 from .gradcam import GradCAM
 from ..targets.classifier import ClassifierOutputTarget
 from ..targets.residual_softmax import ClassifierOutputReST
@@ -36,6 +37,13 @@ def _second_order(activations, gradients):
     each = gradients.reshape(-1, *activations.shape)
     bends = [torch.autograd.grad(one, activations, activations.detach(), retain_graph=True, materialize_grads=True)[0] for one in each]
     return (gradients - torch.stack(bends).reshape(gradients.shape) / 2).detach()
+
+
+def _rest_of(targets):
+    "The same of what a call takes as targets."
+    if isinstance(targets, Tensor):
+        targets = targets.tolist()
+    return [_rest(target) for target in targets] if hasattr(targets, "__iter__") else _rest(targets)
 
 # %% ../../nbs/methods/shapleycam.ipynb #10
 class ShapleyCAM(GradCAM):
@@ -61,22 +69,19 @@ class ShapleyCAM(GradCAM):
 
     def record(self, input_tensor, score) -> Record:
         "Run the model once; the gradients are those of the second order."
-        r = record(self.model, self.target_layers, input_tensor, score, create_graph=True)
+        r = record_at(self.model, self.target_layers, input_tensor, score, create_graph=True)
         with torch.inference_mode(False), torch.enable_grad():
             gradients = {layer: tree_map(_second_order, calls, r.gradients[layer]) for layer, calls in r.activations.items()}
         return replace(r, activations=tree_map_only(Tensor, Tensor.detach, r.activations), gradients=gradients)
 
-    def run(self, input_tensor, targets=None, *, many: bool = False) -> Run:
+    def run(self, input_tensor, *asked) -> Run:
         "Run the model once, asked for the utility of classes."
         if self.utility == "score":
-            return super().run(input_tensor, targets, many=many)
-        if isinstance(targets, Tensor):
-            targets = targets.tolist()
-        run = super().run(
-            input_tensor, [_rest(target) for target in targets] if hasattr(targets, "__iter__") else _rest(targets), many=many
-        )
+            return super().run(input_tensor, *asked)
+        run = super().run(input_tensor, *map(_rest_of, asked or (None,)))
 
-        def settled(row):
-            return [t.settled(class_scores(self.outputs)[i]) if isinstance(t, ClassifierOutputReST) else t for i, t in enumerate(row)]
+        def settled(targets):
+            scores = class_scores(self.outputs)
+            return [target.settled(scores[i]) if isinstance(target, ClassifierOutputReST) else target for i, target in enumerate(targets)]
 
-        return replace(run, targets=[settled(row) for row in run.targets] if many else settled(run.targets))
+        return replace(run, asked=[settled(targets) for targets in run.asked])

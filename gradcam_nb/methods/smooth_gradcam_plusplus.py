@@ -63,16 +63,18 @@ class SmoothGradCAMPlusPlus(BaseCAM):
         super().__init__(model, target_layers, reshape_transform, **how)
         self.views = noisy(samples, sigma, seed)
 
-    def run(self, input_tensor, targets=None, *, many: bool = False) -> Run:
+    def run(self, input_tensor, *asked) -> Run:
         "Run the picture and its noisy copies."
-        plain, batches = super().run(input_tensor, targets, many=many), []
-        for some, changed in self._changed(self.views, input_tensor, len(plain.targets[0] if many else plain.targets)):
-            asked = [row * len(some) for row in plain.targets] if many else plain.targets * len(some)
-            batches.append(super().run(changed, asked, many=many).record.gradients)
-        powers = [_mean_power(power, len(self.views), int(many), batches) for power in (1, 2, 3)]
+        plain, batches = super().run(input_tensor, *asked), []
+        for some, changed in self._changed(self.views, input_tensor, plain.batch):
+            again = [targets * len(some) for targets in plain.asked]
+            batches.append(super().run(changed, *again).record.gradients)
+        # Several questions stand in a dimension in front of the pictures.
+        pictures = 0 if len(plain.asked) == 1 else 1
+        powers = [_mean_power(power, len(self.views), pictures, batches) for power in (1, 2, 3)]
         gradients = {layer: list(zip(*(power[layer] for power in powers))) for layer in powers[0]}
         self.outputs = plain.record.output
-        return _PowersRun(replace(plain.record, gradients=gradients), plain.layers, plain.targets, plain.size, plain.reshape_transform)
+        return _PowersRun(replace(plain.record, gradients=gradients), plain.layers, plain.asked, plain.size, plain.reshape_transform)
 
     def get_cam_weights(self, activations: Tensor, gradients: Tensor) -> Tensor:
         first, second, third = gradients.flatten(3).unbind(1)

@@ -21,8 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..engine.batches import in_batches
 from ..engine.layers import list_layers
-from ..engine.record import find_layer
-from ..engine.visit import unwrap
+from ..engine.visit import find_layer, unwrap
 from .robustness import MethodMetric, model_of
 from .similarity import find_similarity, is_constant
 

@@ -19,7 +19,8 @@ from ..ask import input_for, preprocess_of, read_picture
 from ..catalogue import list_methods, list_metrics
 from ..compare import compare_layers
 from ..engine.inputs import call_model
-from ..engine.layers import Layer, list_layers, live_layers, suggest_layer
+from ..engine.layers import Layer, list_layers
+from ..engine.live import live_layers, suggest_layer
 from ..engine.visit import evaluating, unwrap
 from ..explain import explain
 from ..explanation import Explanation
