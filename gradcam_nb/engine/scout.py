@@ -52,7 +52,7 @@ class Scout(Keeper):
         self.model, self.inputs, self.wanted = model, inputs, wanted
         self.names = {module: name for name, module in model.named_modules()}
         self.inside = _weights_inside(model)
-        self.ahead = set(self.inside[model])  # modules with weights that have yet to run
+        self.ahead = self.inside[model] - {model}  # modules with weights that have yet to run
         self.shapes, self.passed = {}, set()  # module -> of the first tensor that it gave; modules of which a call was not kept
 
     def run(self, insist: bool = False) -> Any:  # `insist`: as `GradientStaysOn`
