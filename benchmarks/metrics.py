@@ -8,8 +8,8 @@ import torch.nn.functional as F
 
 from benchmarks.harness import Case
 from benchmarks.network import model_and_input
+from gradcam_nb.metrics.faithfulness import ranks
 from gradcam_nb.metrics.imputation import NoisyLinearImputer
-from gradcam_nb.metrics.ranking import ranks
 from gradcam_nb.metrics.road import ROADCombined
 
 PERCENTILES = [20, 40, 60, 80]

@@ -7,6 +7,20 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
+from oracles_metrics import (
+    SIDE,
+    N,
+    a_number_each,
+    close,
+    in_order,
+    network,
+    one_by_one,
+    pictures,
+    quantus_says,
+    seeded,
+    state_of,
+    untouched,
+)
 from torch import nn
 
 from gradcam_nb.methods.gradcam import GradCAM
@@ -15,16 +29,13 @@ from gradcam_nb.metrics.confidence_change import CamMultImageConfidenceChange, m
 from gradcam_nb.metrics.curve import CurveMetric, curve_figure
 from gradcam_nb.metrics.deletion import Deletion
 from gradcam_nb.metrics.drop import DropInConfidence
-from gradcam_nb.metrics.fill import FILLS, as_fill, blurred
+from gradcam_nb.metrics.faithfulness import ranks
+from gradcam_nb.metrics.imputation import FILLS, as_fill, blurred
 from gradcam_nb.metrics.increase import IncreaseInConfidence
 from gradcam_nb.metrics.infidelity import Infidelity, random_squares
 from gradcam_nb.metrics.insertion import Insertion
-from gradcam_nb.metrics.ranking import ranks
 from gradcam_nb.metrics.sufficiency import Sufficiency
-from gradcam_nb.samples.networks import load
-from gradcam_nb.samples.scenes import TEST, scenes
 
-N, SIDE = 4, 128
 CHEAP = {
     "CamMultImageConfidenceChange": CamMultImageConfidenceChange,
     "DropInConfidence": DropInConfidence,
@@ -43,10 +54,8 @@ metrics = pytest.mark.parametrize("make", CHEAP.values(), ids=CHEAP.keys())
 @cache
 def world():
     """The network, its pictures, and two maps of each: GradCAM's (with ties) and a random one."""
-    model, batch = load("scenes-cnn"), scenes(N, TEST + 2000)
-    x, classes = batch.images * 2 - 1, batch.labels.argmax(1)
-    random = torch.rand(N, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
-    return model, x, classes, {"gradcam": GradCAM(model)(x, classes), "random": random}
+    model, (x, classes, _) = network(), pictures()
+    return model, x, classes, {"gradcam": GradCAM(model)(x, classes), "random": seeded(N, SIDE, SIDE, seed=1)}
 
 
 @cache
@@ -62,19 +71,9 @@ def p(picture, category):
     return float(e[category] / e.sum())
 
 
-def in_order(heat):
-    """Pixels, most relevant first, ties row by row, by python's own stable sort."""
-    flat = heat.double().numpy().ravel()
-    return sorted(range(flat.size), key=lambda q: -flat[q])
-
-
 def numbers(i, name):
     _, x, classes, maps = world()
     return x[i].double().numpy(), int(classes[i]), maps[name][i]
-
-
-def close(ours, theirs, rtol=1e-4, atol=1e-6):
-    torch.testing.assert_close(ours.double(), torch.as_tensor(np.asarray(theirs), dtype=torch.float64), rtol=rtol, atol=atol)
 
 
 maps_of = pytest.mark.parametrize("name", ["gradcam", "random"])
@@ -91,7 +90,7 @@ def test_ranks_are_the_places_in_a_stable_order(levels):
 
 
 def test_exactly_as_many_are_on_top_as_are_asked_for():
-    """FIELD.md, mistake 20: a map that is 94 % zeros has no value that parts its top 10 % from the rest."""
+    """A map that is 94 % zeros has no value that parts its top 10 % from the rest."""
     heat = torch.zeros(1, 20, 20)
     heat[0, 5:9, 7:13] = torch.rand(4, 6) + 0.1
     assert (heat == 0).float().mean() == 0.94
@@ -103,7 +102,8 @@ def test_exactly_as_many_are_on_top_as_are_asked_for():
 @pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64, torch.bfloat16, torch.float16, torch.float64])
 def test_ranks_of_any_format(dtype):
     maps = torch.tensor([[[0, 1], [1, 0]]]).to(dtype)
-    assert ranks(maps).tolist() == [[[2, 0], [1, 3]]] and ranks(maps).dtype == torch.int64
+    assert ranks(maps).tolist() == [[[2, 0], [1, 3]]]
+    assert ranks(maps).dtype == torch.int64
     assert ranks(torch.tensor([[0.0, -0.0, 1.0, -torch.inf, torch.inf]])).tolist() == [[2, 3, 1, 4, 0]]
     with pytest.raises(ValueError, match="maps: has NaN"):
         ranks(torch.tensor([[0.0, torch.nan]]))
@@ -129,7 +129,8 @@ def test_fills_keep_format_and_take_any_dimensions():
         for size in ((9,), (4, 13), (5, 6, 7)):
             x = torch.randn(2, 3, *size).to(dtype)
             for name in FILLS:
-                assert as_fill(name)(x).shape == x.shape and as_fill(name)(x).dtype == dtype
+                assert as_fill(name)(x).shape == x.shape
+                assert as_fill(name)(x).dtype == dtype
     assert as_fill(torch.ones_like) is torch.ones_like
     with pytest.raises(ValueError, match="start: got 'grey'; pass one of zero, mean, blur"):
         as_fill("grey", "start")
@@ -208,7 +209,8 @@ def test_a_share_of_nothing():
     before = torch.tensor([0.0, 1e-38, 1e-7, 0.5, -1.0, -1.0, 0.0])
     after = torch.tensor([[0.0, 0.0, 0.0, 0.6, 0.0, -2.0, -1.0]])
     share = DropInConfidence().rate(before, after)
-    assert share[:5].tolist() == [0, 1, 1, 0, 0] and share[5:].isnan().all()
+    assert share[:5].tolist() == [0, 1, 1, 0, 0]
+    assert share[5:].isnan().all()
     assert DropInConfidence(relative=False).rate(before, after).isfinite().all()
 
 
@@ -217,7 +219,9 @@ def test_a_map_that_knows_nothing_has_the_best_drop():
     fake = torch.ones(N, SIDE, SIDE)
     fake[:, 0, 0] = 0
     assert DropInConfidence()(x, fake, classes, model).max() < 1e-3 < DropInConfidence()(x, maps["gradcam"], classes, model).mean()
-    assert CamMultImageConfidenceChange.misleads and DropInConfidence.misleads and IncreaseInConfidence.misleads
+    assert CamMultImageConfidenceChange.misleads
+    assert DropInConfidence.misleads
+    assert IncreaseInConfidence.misleads
 
 
 # Insertion and deletion
@@ -239,11 +243,13 @@ def curve_by_hand(i, name, filling, steps, inserts):
 @pytest.mark.parametrize("steps", [1, 7])
 def test_insertion_and_deletion_by_hand(name, steps):
     model, x, classes, maps = world()
+    ask = (x[:2], maps[name][:2], classes[:2], model)
     for metric, fill in ((Insertion(steps=steps), "blur"), (Deletion(steps=steps), "zero"), (Insertion(steps=steps, start="mean"), "mean")):
-        curves = [curve_by_hand(i, name, as_fill(fill)(x[[i]].double())[0].numpy(), steps, metric.inserts) for i in range(2)]
-        ask = (x[:2], maps[name][:2], classes[:2], model)
+        fillings = [as_fill(fill)(x[[i]].double())[0].numpy() for i in range(2)]
+        curves = [curve_by_hand(i, name, filling, steps, metric.inserts) for i, filling in enumerate(fillings)]
+        areas = [sum((a + b) / 2 for a, b in zip(curve, curve[1:])) / steps for curve in curves]
         close(metric.curves(*ask), curves, atol=1e-5)
-        close(metric(*ask), [sum((a + b) / 2 for a, b in zip(c, c[1:])) / steps for c in curves], atol=1e-6)
+        close(metric(*ask), areas, atol=1e-6)
         assert metric.shares.tolist() == pytest.approx([k / steps for k in range(steps + 1)])
 
 
@@ -277,25 +283,13 @@ def grey_world():
 
 def test_deletion_as_quantus_flips_pixels(monkeypatch):
     """Of one channel the curves are the same; their area leaves out the first point and is not divided by the steps."""
-    import quantus
-
     monkeypatch.setattr(np, "trapz", np.trapezoid, raising=False)  # gone from numpy 2.4, and quantus 0.6.0 asks for it
-
     model, x, classes, maps = grey_world()
-    theirs = quantus.PixelFlipping(
-        features_in_step=16, perturb_baseline=0.0, normalise=False, disable_warnings=True, display_progressbar=False
-    )
-    curves = theirs(model=model, x_batch=x.numpy(), y_batch=classes.numpy(), a_batch=maps[:, None].numpy(), device="cpu", softmax=True)
+    ways = dict(features_in_step=16, perturb_baseline=0.0, normalise=False)
+    ask = dict(x=x, classes=classes, call=dict(model=model, device="cpu", softmax=True))
     ours = Deletion(steps=16).curves(x, maps, classes, model)
-    close(ours[:, 1:], curves, atol=1e-5)
-    areas = quantus.PixelFlipping(
-        features_in_step=16,
-        perturb_baseline=0.0,
-        normalise=False,
-        disable_warnings=True,
-        display_progressbar=False,
-        return_auc_per_sample=True,
-    )(model=model, x_batch=x.numpy(), y_batch=classes.numpy(), a_batch=maps[:, None].numpy(), device="cpu", softmax=True)
+    close(ours[:, 1:], quantus_says("PixelFlipping", maps, **ask, **ways), atol=1e-5)
+    areas = quantus_says("PixelFlipping", maps, **ask, **ways, return_auc_per_sample=True)
     close(torch.trapezoid(ours[:, 1:], dim=1), areas, atol=1e-4)
 
 
@@ -366,13 +360,9 @@ def test_at_least_one_pixel_and_the_ends():
 
 def test_sufficiency_is_not_that_of_quantus():
     """Theirs compares the maps of pictures and changes no picture."""
-    import quantus
-
     model, x, classes, maps = grey_world()
-    theirs = quantus.Sufficiency(disable_warnings=True, display_progressbar=False)(
-        model=model, x_batch=x.numpy(), y_batch=classes.numpy(), a_batch=maps[:, None].numpy(), device="cpu"
-    )
-    assert set(np.asarray(theirs).tolist()) <= {0.0, 0.5, 1.0}
+    theirs = quantus_says("Sufficiency", maps, x=x, classes=classes, call=dict(model=model, device="cpu"))
+    assert set(theirs.tolist()) <= {0.0, 0.5, 1.0}
 
 
 # Infidelity
@@ -398,7 +388,8 @@ def test_infidelity_by_hand(name, options):
         told, fall = [], []
         for square in squares:
             I = np.where(square, picture - filling, 0)
-            told.append((heat * square).sum() if options.get("multiply_by_inputs", True) else sum((heat * channel).sum() for channel in I))
+            spread = [square] if options.get("multiply_by_inputs", True) else I
+            told.append(sum((heat * channel).sum() for channel in spread))
             fall.append(p(picture, c) - p(picture - I, c))
         told, fall = np.array(told), np.array(fall)
         beta = (told * fall).mean() / (told**2).mean() if options.get("scale", True) else 1
@@ -441,11 +432,11 @@ def test_infidelity_as_captum(name, scale, contributions):
 
 def test_infidelity_as_quantus():
     """One block as large as the picture is the same. Of several, theirs are never put back: they pile up."""
-    import quantus
-
     model, x, classes, maps = grey_world()
-    ask = dict(model=model, x_batch=x.numpy(), y_batch=classes.numpy(), a_batch=maps[:, None].numpy(), device="cpu", softmax=True)
-    ways = dict(n_perturb_samples=1, perturb_baseline=0.0, disable_warnings=True, display_progressbar=False)
+    ask = dict(x=x, classes=classes, call=dict(model=model, device="cpu", softmax=True))
+
+    def theirs(size):
+        return quantus_says("Infidelity", maps, **ask, perturb_patch_sizes=[size], n_perturb_samples=1, perturb_baseline=0.0)
 
     class Blocks(Infidelity):
         def squares(self, pictures):
@@ -453,15 +444,15 @@ def test_infidelity_as_quantus():
 
     ours = Blocks(samples=1, scale=False, multiply_by_inputs=False)
     ours.blocks = torch.ones(1, 16, 16, dtype=bool)
-    close(ours(x, maps, classes, model), quantus.Infidelity(perturb_patch_sizes=[16], **ways)(**ask), rtol=1e-4)
+    close(ours(x, maps, classes, model), theirs(16), rtol=1e-4)
 
-    four = quantus.Infidelity(perturb_patch_sizes=[8], **ways)(**ask)
+    four = theirs(8)
     blocks = torch.zeros(4, 16, 16, dtype=bool)
     for k, (top, left) in enumerate([(0, 0), (0, 8), (8, 0), (8, 8)]):
         blocks[k, top : top + 8, left : left + 8] = True
     ours = Blocks(samples=4, scale=False, multiply_by_inputs=False)
     ours.blocks = blocks
-    assert not torch.allclose(ours(x, maps, classes, model).double(), torch.tensor(np.asarray(four)).double(), rtol=0.05)
+    assert not torch.allclose(ours(x, maps, classes, model), four, rtol=0.05)
     ours.blocks = blocks.cumsum(0).bool()
     close(ours(x, maps, classes, model), four, rtol=1e-4)
 
@@ -470,11 +461,13 @@ def test_squares_are_all_equally_likely():
     squares = random_squares(40_000, (6, 7), seed=1)
     seen, counts = squares.flatten(1).unique(dim=0, return_counts=True)
     # Sides of 1 and 2 (10/28 of 6): 42 + 30 squares.
-    assert len(seen) == 72 and set(seen.sum(1).tolist()) == {1, 4}
+    assert len(seen) == 72
+    assert set(seen.sum(1).tolist()) == {1, 4}
     expected = 40_000 / 72
     assert ((counts - expected) ** 2 / expected).sum() < 110  # chi square with 71 degrees of freedom: 0.2 % beyond 110
     assert torch.equal(random_squares(9, (6, 7)), random_squares(9, (6, 7)))
-    assert random_squares(5, (50,)).shape == (5, 50) and random_squares(5, (6, 7, 8)).shape == (5, 6, 7, 8)
+    assert random_squares(5, (50,)).shape == (5, 50)
+    assert random_squares(5, (6, 7, 8)).shape == (5, 6, 7, 8)
 
 
 def test_infidelity_of_a_linear_model_is_zero():
@@ -495,7 +488,8 @@ def test_no_map_is_worse_than_zeros_and_zeros_are_finite():
     metric = Infidelity(samples=12)
     worst = metric(x, torch.zeros(N, SIDE, SIDE), classes, model)
     assert worst.isfinite().all()
-    assert all((metric(x, heat, classes, model) <= worst * (1 + 1e-5)).all() for heat in maps.values())
+    for name, heat in maps.items():
+        assert (metric(x, heat, classes, model) <= worst * (1 + 1e-5)).all(), name
 
 
 # All of them
@@ -504,24 +498,24 @@ def test_no_map_is_worse_than_zeros_and_zeros_are_finite():
 @metrics
 def test_batch_is_one_by_one(make):
     model, x, classes, maps = world()
-    whole = make()(x, maps["gradcam"], classes, model)
-    assert whole.shape == (N,) and whole.dtype == torch.float32 and whole.isfinite().all()
-    alone = torch.cat([make()(x[[i]], maps["gradcam"][[i]], classes[i], model) for i in range(N)])
-    torch.testing.assert_close(alone, whole, atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(make(batch_size=5)(x, maps["gradcam"], classes, model), whole, atol=1e-5, rtol=1e-4)
-    turned = [2, 0]
-    torch.testing.assert_close(make()(x[turned], maps["gradcam"][turned], classes[turned], model), whole[turned], atol=1e-5, rtol=1e-4)
+    heat, turned = maps["gradcam"], [2, 0]
+    whole = make()(x, heat, classes, model)
+    a_number_each(whole, N)
+    close(one_by_one(make(), x, heat, classes, model), whole, atol=1e-5)
+    close(make(batch_size=5)(x, heat, classes, model), whole, atol=1e-5)
+    close(make()(x[turned], heat[turned], classes[turned], model), whole[turned], atol=1e-5)
 
 
 @metrics
 def test_model_and_input_are_as_they_were(make):
     x, classes, heat = world()[1][:1], world()[2][:1], world()[3]["gradcam"][:1]
     model = copy.deepcopy(world()[0]).train()
-    state, kept = copy.deepcopy(model.state_dict()), x.clone()
+    state, kept = state_of(model), x.clone()
     whole = make()(x, heat, classes, world()[0])
-    torch.testing.assert_close(make()(x, heat, classes, model), whole, atol=1e-5, rtol=1e-4)
-    assert model.training and torch.equal(x, kept)
-    assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items()) and all(q.grad is None for q in model.parameters())
+    close(make()(x, heat, classes, model), whole, atol=1e-5)
+    assert model.training
+    assert torch.equal(x, kept)
+    untouched(model, state)
 
 
 @metrics
@@ -530,10 +524,9 @@ def test_changed_pictures_are_given(make):
     metric = make()
     number, shown = metric(x, maps, classes, model, return_visualization=True)
     torch.testing.assert_close(number, metric(x, maps, classes, model))
-    assert (
-        shown.shape == (x.shape if metric.steps == 1 else (3, metric.steps, *x.shape[1:]))
-        and (shown.reshape(3, -1, 256) != x.reshape(3, 1, 256)).any()
-    )
+    copies = () if metric.steps == 1 else (metric.steps,)
+    assert shown.shape == (3, *copies, *x.shape[1:])
+    assert (shown.reshape(3, -1, 256) != x.reshape(3, 1, 256)).any()
 
 
 @metrics
@@ -542,12 +535,9 @@ def test_any_number_of_dimensions_and_a_black_box(make, size):
     def black_box(rows):
         return torch.stack([rows.flatten(1).mean(1), rows.flatten(1).amax(1)], 1)
 
-    x, maps = (
-        torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0)),
-        torch.rand(2, *size, generator=torch.Generator().manual_seed(1)),
-    )
+    x, maps = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0)), seeded(2, *size, seed=1)
     number = make()(x, maps, 1, black_box)
-    assert number.shape == (2,) and number.isfinite().all()
+    a_number_each(number, 2)
     torch.testing.assert_close(number, make()(x, lambda pictures, targets: maps, 1, black_box))
 
 
@@ -555,7 +545,7 @@ def test_any_number_of_dimensions_and_a_black_box(make, size):
 def test_half_precision(make):
     model, x, classes, maps = grey_world()
     number = make()(x.bfloat16(), maps, classes, copy.deepcopy(model).bfloat16())
-    assert number.dtype == torch.float32 and number.isfinite().all()
+    a_number_each(number, 3)
 
 
 @pytest.mark.parametrize(
@@ -574,18 +564,22 @@ def test_half_precision(make):
 def test_the_truth_beats_noise_and_its_opposite(make):
     """Twenty steps: an object that covers 5 % is gone within the first of eight, in any order."""
     model, x, classes, maps = world()
-    truth = scenes(N, TEST + 2000).masks[range(N), classes].float()
+    truth = pictures()[2].float()
     metric = make(score="sigmoid")
     sign = 1 if metric.higher_is_better else -1
     good, noise, bad = (sign * metric(x, m, classes, model).mean() for m in (truth, maps["random"], 1 - truth))
-    assert good > noise and good > bad
+    assert good > noise
+    assert good > bad
 
 
 def test_directions_and_papers():
     up = {CamMultImageConfidenceChange, IncreaseInConfidence, Insertion, Comprehensiveness}
     for kind in up | {DropInConfidence, Deletion, Sufficiency, Infidelity}:
-        assert kind.higher_is_better == (kind in up) and "arXiv" in kind.paper and kind.misleads.endswith(".")
-    assert repr(Deletion()) == "Deletion (lower is better)" and issubclass(Insertion, CurveMetric)
+        assert kind.higher_is_better == (kind in up)
+        assert "arXiv" in kind.paper
+        assert kind.misleads.endswith(".")
+    assert repr(Deletion()) == "Deletion (lower is better)"
+    assert issubclass(Insertion, CurveMetric)
     for make, said in (
         (lambda: Insertion(start="black"), "start: got 'black'"),
         (lambda: Deletion(fill="black"), "fill: got 'black'"),

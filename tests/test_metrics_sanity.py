@@ -1,4 +1,4 @@
-"""The metrics that ask the method again: held to numpy, scipy, scikit-image, captum, quantus and PyPI grad-cam; and the model is never touched."""
+"""The metrics that ask the method again: held to scipy, scikit-image, captum, quantus and PyPI grad-cam; the model is never touched."""
 
 import copy
 import functools
@@ -10,6 +10,7 @@ import pytest
 import scipy.stats
 import skimage.metrics
 import torch
+from oracles_metrics import N, a_number_each, close, correlation, network, one_by_one, pictures, seeded, state_of, untouched
 from pytorch_grad_cam import GradCAM as TheirGradCAM
 from pytorch_grad_cam.metrics import arcc as theirs
 from torch import nn
@@ -17,41 +18,28 @@ from torch import nn
 from gradcam_nb import AttentionRollout, EigenCAM, GradCAM, GuidedBackpropReLUModel, LayerCAM, RandomCAM, ScoreCAM, Sobel
 from gradcam_nb.metrics.arcc import ADCC, ARCC
 from gradcam_nb.metrics.coherency import Coherency
+from gradcam_nb.metrics.complexity import Complexity
 from gradcam_nb.metrics.consistency import Consistency
+from gradcam_nb.metrics.drop import DropInConfidence
+from gradcam_nb.metrics.energy_inside import EnergyInside
+from gradcam_nb.metrics.forgetting import learnt_layers, redraw
 from gradcam_nb.metrics.max_sensitivity import MaxSensitivity
-from gradcam_nb.metrics.metric import Metric
-from gradcam_nb.metrics.parameter_randomisation import ParameterRandomisation, learnt_layers, redraw
+from gradcam_nb.metrics.metric import Metric, ask_metric
+from gradcam_nb.metrics.parameter_randomisation import ParameterRandomisation
 from gradcam_nb.metrics.road import ROADCombined
 from gradcam_nb.metrics.similarity import cosine, pearson, spearman, ssim
 from gradcam_nb.samples.networks import load
-from gradcam_nb.samples.scenes import TEST, scenes
 from gradcam_nb.targets.classifier import ClassifierOutputTarget
 
 pytestmark = pytest.mark.filterwarnings("ignore:blank heat map", "ignore:An input array is constant")
-N = 4
-
-
-@functools.cache
-def network(name):
-    return load(name)
-
-
-@functools.cache
-def pictures():
-    batch = scenes(N, TEST + 2000)
-    return batch.images * 2 - 1, batch.labels.argmax(1), batch.masks[range(N), batch.labels.argmax(1)].float()
 
 
 class Chance:
     """Maps that depend on each picture alone, and on nothing else."""
 
     def __call__(self, rows, targets):
-        return torch.stack(
-            [
-                torch.rand(row.shape[1:], generator=torch.Generator().manual_seed(int(row.double().abs().sum() * 1e6) % 2**31))
-                for row in rows
-            ]
-        )
+        seeds = [int(row.double().abs().sum() * 1e6) % 2**31 for row in rows]
+        return torch.stack([seeded(*rows.shape[2:], seed=seed) for seed in seeds])
 
 
 class Guided:
@@ -63,6 +51,16 @@ class Guided:
         return maps / maps.flatten(1).amax(1)[:, None, None]
 
 
+class Fixed:
+    """Maps that are given, whatever is asked; it may hold a model, and never runs it."""
+
+    def __init__(self, maps, model=None):
+        self.maps, self.model = maps, model
+
+    def __call__(self, rows, targets):
+        return self.maps[: len(rows)]
+
+
 METHODS = {"gradcam": lambda: GradCAM(network("scenes-cnn")), "chance": Chance}
 
 
@@ -71,13 +69,13 @@ def maps_of(kind):
     return METHODS[kind]()(x, classes)
 
 
-def correlation(a, b):
-    """Two flat maps, in double precision; 0 where one is constant."""
-    a, b = a.astype(np.float64).ravel(), b.astype(np.float64).ravel()
-    if np.ptp(a) == 0 or np.ptp(b) == 0:
-        return 0.0
-    a, b = a - a.mean(), b - b.mean()
-    return (a * b).sum() / np.sqrt((a * a).sum() * (b * b).sum())
+def arrays(*batches):
+    """The maps of batches beside each other, in double precision."""
+    return zip(*(maps.double().numpy() for maps in batches))
+
+
+def rank_correlation(u, v):
+    return scipy.stats.spearmanr(u.ravel(), v.ravel())[0]
 
 
 # How alike two maps are
@@ -86,33 +84,35 @@ def correlation(a, b):
 @pytest.mark.parametrize("kind", ["gradcam", "chance"])
 def test_correlations_are_those_of_scipy(kind):
     a, b = maps_of(kind), LayerCAM(network("scenes-cnn"))(*pictures()[:2])
-    for ours, oracle in ((pearson, scipy.stats.pearsonr), (spearman, scipy.stats.spearmanr)):
-        wanted = [oracle(u.ravel(), v.ravel())[0] for u, v in zip(a.double().numpy(), b.double().numpy())]
-        assert np.allclose(ours(a, b), wanted, rtol=1e-4, atol=1e-6)
+    close(pearson(a, b), [scipy.stats.pearsonr(u.ravel(), v.ravel())[0] for u, v in arrays(a, b)])
+    close(spearman(a, b), [rank_correlation(u, v) for u, v in arrays(a, b)])
     a, b = (torch.randint(4, (3, 9, 9), generator=torch.Generator().manual_seed(s)).float() for s in (0, 1))  # many ties
-    assert np.allclose(spearman(a, b), [scipy.stats.spearmanr(u.ravel(), v.ravel())[0] for u, v in zip(a.numpy(), b.numpy())], atol=1e-6)
+    close(spearman(a, b), [rank_correlation(u, v) for u, v in arrays(a, b)], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("shape", [(40,), (24, 31), (9, 8, 11)])
 def test_ssim_is_that_of_scikit_image(shape):
-    a, b = (torch.rand(3, *shape, generator=torch.Generator().manual_seed(s)) * scale for s, scale in ((0, 1), (1, 5)))
-    b = b + 2 * a
-    wanted = [
-        skimage.metrics.structural_similarity(u, v, data_range=max(u.max(), v.max()) - min(u.min(), v.min()))
-        for u, v in zip(a.double().numpy(), b.double().numpy())
-    ]
-    assert np.allclose(ssim(a, b), wanted, rtol=1e-4, atol=1e-5)
+    def oracle(u, v):
+        both = np.stack([u, v])
+        return skimage.metrics.structural_similarity(u, v, data_range=both.max() - both.min())
+
+    a = seeded(3, *shape)
+    b = 5 * seeded(3, *shape, seed=1) + 2 * a
+    close(ssim(a, b), [oracle(u, v) for u, v in arrays(a, b)], atol=1e-5)
     heat = maps_of("gradcam")
-    wanted = [skimage.metrics.structural_similarity(u, v, data_range=1) for u, v in zip(heat.double().numpy(), heat.double().numpy()[::-1])]
-    assert np.allclose(ssim(heat, heat.flip(0)), wanted, rtol=1e-4, atol=1e-5)
+    wanted = [skimage.metrics.structural_similarity(u, v, data_range=1) for u, v in arrays(heat, heat.flip(0))]
+    close(ssim(heat, heat.flip(0)), wanted, atol=1e-5)
 
 
 def test_a_constant_map_agrees_with_nothing_and_nothing_is_nan():
     rand, flat, zero = torch.rand(2, 8, 8), torch.full((2, 8, 8), 1 / 3), torch.zeros(2, 8, 8)
     for a, b in ((rand, flat), (flat, rand), (flat, flat), (zero, flat), (zero, zero), (rand, zero)):
-        assert pearson(a, b).eq(0).all() and spearman(a, b).eq(0).all()
-        assert cosine(a, b).isfinite().all() and ssim(a, b).isfinite().all()
-    assert torch.allclose(ssim(flat, flat), torch.ones(2)) and torch.allclose(ssim(zero, zero), torch.ones(2))
+        assert pearson(a, b).eq(0).all()
+        assert spearman(a, b).eq(0).all()
+        assert cosine(a, b).isfinite().all()
+        assert ssim(a, b).isfinite().all()
+    close(ssim(flat, flat), torch.ones(2), rtol=1e-5, atol=1e-8)
+    close(ssim(zero, zero), torch.ones(2), rtol=1e-5, atol=1e-8)
     assert pearson(rand * 1e-12, rand * 1e-12).sub(1).abs().max() < 1e-4
 
 
@@ -120,7 +120,7 @@ def test_a_constant_map_agrees_with_nothing_and_nothing_is_nan():
 
 
 def our_noise(metric):
-    return (torch.rand(metric.samples, 3, 128, 128, generator=torch.Generator().manual_seed(metric.seed)) * 2 - 1) * metric.radius
+    return (seeded(metric.samples, 3, 128, 128, seed=metric.seed) * 2 - 1) * metric.radius
 
 
 @pytest.mark.parametrize("kind", ["gradcam", "chance"])
@@ -131,8 +131,9 @@ def test_max_sensitivity_is_the_papers(kind):
     for delta in our_noise(metric):
         after = method(x + delta, classes).double().numpy()
         for i in range(N):
-            wanted[i] = max(wanted[i], np.sqrt(((after[i] - before[i]) ** 2).sum()) / np.sqrt((before[i] ** 2).sum()))
-    assert np.allclose(metric(x, method, classes), wanted, rtol=1e-4)
+            change = np.sqrt(((after[i] - before[i]) ** 2).sum()) / np.sqrt((before[i] ** 2).sum())
+            wanted[i] = max(wanted[i], change)
+    close(metric(x, method, classes), wanted, rtol=1e-4, atol=1e-8)
 
 
 def test_max_sensitivity_is_captums_and_quantus():
@@ -142,30 +143,34 @@ def test_max_sensitivity_is_captums_and_quantus():
     x, classes, _ = pictures()
     metric, cam = MaxSensitivity(0.1, samples=3, progress=False), METHODS["gradcam"]()
     ours, noise = metric(x, cam, classes), our_noise(metric)
-    captums = sensitivity_max(
-        lambda inputs, target: (cam(inputs[0] if isinstance(inputs, tuple) else inputs, target),),
-        x,
-        lambda inputs, radius: inputs + noise.repeat(N, 1, 1, 1),
-        0.1,
-        3,
-        target=classes,
-    )
-    assert np.allclose(ours, captums, rtol=1e-4)
+
+    def attribute(inputs, target):
+        return (cam(inputs[0] if isinstance(inputs, tuple) else inputs, target),)
+
+    def perturb(inputs, radius):
+        return inputs + noise.repeat(N, 1, 1, 1)
+
+    captums = sensitivity_max(attribute, x, perturb, 0.1, 3, target=classes)
+    close(ours, captums, rtol=1e-4, atol=1e-8)
 
     draws = iter(noise)
-    explain = lambda model, inputs, targets, **how: cam(torch.as_tensor(inputs), torch.as_tensor(targets))[:, None].numpy()
-    judge = quantus.MaxSensitivity(
-        nr_samples=3, perturb_func=lambda arr, indices, **how: arr + next(draws).numpy().reshape(1, -1), disable_warnings=True
-    )
-    quantus_says = judge(model=network("scenes-cnn"), x_batch=x.numpy(), y_batch=classes.numpy(), explain_func=explain, channel_first=True)
-    assert np.allclose(ours, quantus_says, rtol=1e-4)
+
+    def explain(model, inputs, targets, **how):
+        return cam(torch.as_tensor(inputs), torch.as_tensor(targets))[:, None].numpy()
+
+    def add_noise(arr, indices, **how):
+        return arr + next(draws).numpy().reshape(1, -1)
+
+    judge = quantus.MaxSensitivity(nr_samples=3, perturb_func=add_noise, disable_warnings=True)
+    said = judge(model=network("scenes-cnn"), x_batch=x.numpy(), y_batch=classes.numpy(), explain_func=explain, channel_first=True)
+    close(ours, said, rtol=1e-4, atol=1e-8)
 
 
 def test_more_draws_find_more_and_a_zero_map_is_no_division():
     x, classes, _ = pictures()
     few, many = (MaxSensitivity(samples=n, progress=False)(x[:2], METHODS["gradcam"](), classes[:2]) for n in (2, 6))
     assert (many >= few - 1e-6).all()
-    assert MaxSensitivity(samples=2)(x, lambda rows, targets: torch.zeros(len(rows), 128, 128), 0).eq(0).all()
+    assert MaxSensitivity(samples=2, batch_size=N)(x, Fixed(torch.zeros(N, 128, 128)), 0).tolist() == [0] * N
 
 
 # Consistency, coherency and what is made of it
@@ -181,7 +186,7 @@ def test_consistency_is_the_mean_over_views(kind):
         rows = (x.flip(-1) if mirrored else x) * factor
         after = method(rows, classes).numpy()
         wanted += [correlation(u, v[..., ::-1] if mirrored else v) / len(views) for u, v in zip(before, after)]
-    assert np.allclose(Consistency(progress=False)(x, method, classes), wanted, rtol=1e-4, atol=1e-5)
+    close(Consistency(progress=False)(x, method, classes), wanted, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["gradcam", "chance"])
@@ -189,14 +194,17 @@ def test_coherency_and_complexity_are_those_of_pypi_grad_cam(kind):
     x, classes, _ = pictures()
     method = METHODS[kind]()
     maps = method(x, classes).numpy()
-    base = lambda input_tensor, targets: method(input_tensor, targets).numpy()
+
+    def base(input_tensor, targets):
+        return method(input_tensor, targets).numpy()
+
     again = base(x * maps[:, None], classes)
     wanted = [(1 + correlation(u, v)) / 2 for u, v in zip(again, maps)]
     ours = Coherency()(x, method, classes)
-    assert np.allclose(ours, wanted, rtol=1e-4)
-    assert np.allclose(ours, theirs.Coherency()(x, maps, classes, None, base), rtol=1e-4)
+    close(ours, wanted, rtol=1e-4, atol=1e-8)
+    close(ours, theirs.Coherency()(x, maps, classes, None, base), rtol=1e-4, atol=1e-8)
     parts = ARCC(progress=False).parts(x, method, classes, network("scenes-cnn"))
-    assert np.allclose(1 - parts["1 - complexity"], theirs.Complexity()(maps), rtol=1e-4)
+    close(1 - parts["1 - complexity"], theirs.Complexity()(maps), rtol=1e-4, atol=1e-8)
     assert torch.equal(parts["coherency"], ours)
 
 
@@ -204,11 +212,13 @@ def test_arcc_is_that_of_pypi_grad_cam_but_for_road():
     x, classes, _ = pictures()
     model, cam = network("scenes-cnn"), METHODS["gradcam"]()
     maps = cam(x, classes)
+
+    def road(input_tensor, cams, targets, model):
+        return ROADCombined([20, 40, 60, 80], progress=False)(input_tensor, cams, targets, model).numpy()
+
     judge = theirs.ARCC(lambda input_tensor, targets: cam(input_tensor, targets).numpy())
-    judge.road = lambda input_tensor, cams, targets, model: ROADCombined([20, 40, 60, 80], progress=False)(
-        input_tensor, cams, targets, model
-    ).numpy()
-    assert np.allclose(ARCC(progress=False)(x, cam, classes, model), judge(x, maps.numpy(), classes, model), rtol=1e-4, atol=1e-6)
+    judge.road = road
+    close(ARCC(progress=False)(x, cam, classes, model), judge(x, maps.numpy(), classes, model), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["gradcam", "chance"])
@@ -227,17 +237,18 @@ def test_adcc_is_the_papers(kind):
             1 - max(before[i] - after[i], 0) / before[i],
         )
         wanted.append(3 / sum(1 / part for part in parts))
-    assert np.allclose(ADCC(progress=False)(x, method, classes, model), wanted, rtol=1e-4)
+    close(ADCC(progress=False)(x, method, classes, model), wanted, rtol=1e-4, atol=1e-8)
 
 
 def test_the_true_mask_beats_chance_and_a_uniform_map_is_nothing():
     x, classes, mask = pictures()
     model = network("scenes-cnn")
-    perfect, uniform = (lambda rows, targets: mask), (lambda rows, targets: torch.ones(len(rows), 128, 128))
+    perfect, uniform = Fixed(mask.float()), Fixed(torch.ones(N, 128, 128))
     for metric in (ADCC(progress=False), ARCC(progress=False), Coherency()):
         assert (metric(x, perfect, classes, model) > metric(x, Chance(), classes, model)).all()
-    assert ADCC(progress=False)(x, uniform, classes, model).eq(0).all() and ARCC(progress=False)(x, uniform, classes, model).eq(0).all()
-    assert MaxSensitivity(samples=2, batch_size=N)(x, perfect, classes).eq(0).all()
+    assert ADCC(progress=False)(x, uniform, classes, model).tolist() == [0] * N
+    assert ARCC(progress=False)(x, uniform, classes, model).tolist() == [0] * N
+    assert MaxSensitivity(samples=2, batch_size=N)(x, perfect, classes).tolist() == [0] * N
 
 
 # What they share
@@ -258,8 +269,8 @@ def test_a_batch_is_its_pictures_one_by_one(metric):
     model = network("scenes-cnn")
     cam = GradCAM(model, "layer4")
     whole = metric(x[:3], cam, classes[:3], model)
-    assert whole.shape == (3,) and whole.dtype == torch.float32 and whole.isfinite().all()
-    assert torch.allclose(torch.cat([metric(x[[i]], cam, classes[i], model) for i in range(3)]), whole, atol=2e-4)
+    a_number_each(whole, 3)
+    close(one_by_one(metric, x, cam, classes, model, n=3), whole, rtol=1e-5, atol=2e-4)
 
 
 @pytest.mark.parametrize("metric", AGAIN, ids=lambda m: m.name)
@@ -267,21 +278,17 @@ def test_maps_are_refused_and_the_method_is_marked(metric):
     x, classes, _ = pictures()
     with pytest.raises(TypeError, match=f"^cams: {metric.name} explains changed pictures again; pass the method, such as GradCAM"):
         metric(x, torch.rand(N, 128, 128), classes, network("scenes-cnn"))
-    assert metric.needs_method and not getattr(Metric, "needs_method", False)
+    assert metric.needs_method
+    assert not Metric.needs_method
 
 
 @pytest.mark.parametrize("metric", AGAIN, ids=lambda m: m.name)
 def test_blank_maps_give_finite_numbers(metric):
-    class Blank:
-        def __init__(self, model):
-            self.model = model
-
-        def __call__(self, rows, targets):
-            return torch.zeros(len(rows), 128, 128)
-
+    model = network("scenes-cnn")
+    blank = Fixed(torch.zeros(metric.batch_size, 128, 128), model)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        assert metric(pictures()[0][:2], Blank(network("scenes-cnn")), 1, network("scenes-cnn")).isfinite().all()
+        a_number_each(metric(pictures()[0][:2], blank, 1, model), 2)
 
 
 @pytest.mark.parametrize("metric", AGAIN[:3], ids=lambda m: m.name)
@@ -295,64 +302,72 @@ def test_the_top_class_of_the_unchanged_picture_is_explained_throughout(metric):
 
     metric(x, spy, None, network("scenes-cnn"))
     top = network("scenes-cnn")(x).argmax(1).tolist()
-    assert len(asked) > N and all(asked[i] == top[i % N] for i in range(len(asked)))
+    times = len(asked) // N
+    assert times > 1
+    assert asked == times * top
+
+
+def test_a_metric_is_asked_with_what_it_takes():
+    x, classes, mask = pictures()
+    model, cam = network("scenes-cnn"), METHODS["gradcam"]()
+    maps = cam(x, classes)
+    known = dict(input_tensor=x, targets=classes, model=model, masks=mask)
+    drop, inside, coherent, brightness = DropInConfidence(), EnergyInside(), Coherency(), Complexity()
+    assert torch.equal(ask_metric(drop, cams=maps, **known), drop(x, maps, classes, model))
+    assert torch.equal(ask_metric(inside, cams=maps, **known), inside(maps, mask))
+    assert torch.equal(ask_metric(brightness, cams=maps, **known), brightness(maps))
+    close(ask_metric(coherent, cams=cam, **known), coherent(x, cam, classes, model), atol=1e-5)
+    close(ask_metric(coherent, cams=cam, input_tensor=x), coherent(x, cam), atol=1e-5)
+    with pytest.raises(ValueError, match="^masks: got none; pass masks, which EnergyInside needs$"):
+        ask_metric(inside, cams=maps, input_tensor=x)
+    with pytest.raises(ValueError, match="^cams: got none; pass cams, which named needs$"):
+        ask_metric(named, input_tensor=x)
+
+
+def named(cams, *others, scale=1, **more):
+    """A metric that is a function; what it does not name does not reach it."""
+    raise AssertionError("was called without cams")
 
 
 # Parameter randomisation
-
-
-def state_of(model):
-    return {name: t.clone() for name, t in model.state_dict().items()}
-
-
-def untouched(model, state):
-    quiet = all(not m._forward_hooks and not m._forward_pre_hooks and "forward" not in m.__dict__ for m in model.modules())
-    return (
-        quiet
-        and all(torch.equal(t, state[name]) for name, t in model.state_dict().items())
-        and all(p.grad is None for p in model.parameters())
-    )
 
 
 @pytest.mark.parametrize("name", ["scenes-cnn", "scenes-vit"])
 def test_edges_are_flagged_and_gradcam_is_not(name):
     model, (x, classes, _) = load(name), pictures()
     state, random = state_of(model), torch.get_rng_state()
-    noise = (torch.rand(N, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1).repeat_interleave(8, 2).repeat_interleave(8, 3)
+    noise = (seeded(N, 3, 16, 16) * 2 - 1).repeat_interleave(8, 2).repeat_interleave(8, 3)
+    methods = [kind(model) for kind in (GradCAM, LayerCAM, EigenCAM, RandomCAM, Guided)]
+    if name == "scenes-vit":
+        methods.append(AttentionRollout(model))
     check, once = ParameterRandomisation(stages=4, progress=False), ParameterRandomisation(stages=1, progress=False)
     for rows, targets in ((x, classes), (noise, None)):  # no data, no labels
         assert check.stages(rows, Sobel(), targets, model).flagged
-        for method in (
-            GradCAM(model),
-            LayerCAM(model),
-            EigenCAM(model),
-            RandomCAM(model),
-            Guided(model),
-            *([AttentionRollout(model)] if name == "scenes-vit" else []),
-        ):
+        for method in methods:
             told = once.stages(rows, method, targets, model)
-            assert not told.flagged and "notices" in told.verdict, told
+            assert not told.flagged, told
+            assert "notices" in told.verdict, told
     with pytest.warns(UserWarning, match="Sobel does not notice"):
         assert check(x, Sobel(), classes, model).sub(1).abs().max() < 1e-5
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert check(x, GradCAM(model), classes).mean() < 0.5
-    assert untouched(model, state) and torch.equal(torch.get_rng_state(), random)
+    untouched(model, state)
+    assert torch.equal(torch.get_rng_state(), random)
 
 
 def test_the_curve_is_that_of_a_slow_loop():
     model, (x, classes, _) = load("scenes-cnn"), pictures()
     order = learnt_layers(model, x)
     seeds = torch.randint(2**31, (len(order),), generator=torch.Generator().manual_seed(7)).tolist()
-    for form in ("cascading", "independent"):
-        told = ParameterRandomisation(form, layers=["layer4", "fc", "conv1"], seed=7, progress=False).stages(
-            x, GradCAM(model), classes, return_maps=True
-        )
-        assert told.names == (
-            ["fc", "layer4.0.conv1", "conv1.0"]
-            if form == "cascading"
-            else ["fc", "layer4.0.downsample.1 … layer4.0.conv1", "conv1.6 … conv1.0"]
-        )
+    titles = {
+        "cascading": ["fc", "layer4.0.conv1", "conv1.0"],
+        "independent": ["fc", "layer4.0.downsample.1 … layer4.0.conv1", "conv1.6 … conv1.0"],
+    }
+    for form, names in titles.items():
+        check = ParameterRandomisation(form, layers=["layer4", "fc", "conv1"], seed=7, progress=False)
+        told = check.stages(x, GradCAM(model), classes, return_maps=True)
+        assert told.names == names
         before = GradCAM(model, "layer4")(x, classes)
         forgetful = copy.deepcopy(model)
         for stage, block in enumerate(("fc", "layer4", "conv1")):
@@ -364,9 +379,9 @@ def test_the_curve_is_that_of_a_slow_loop():
                         torch.manual_seed(seed)
                         forgetful.get_submodule(name).reset_parameters()
             after = GradCAM(forgetful, "layer4")(x, classes)
-            wanted = [scipy.stats.spearmanr(u.ravel(), v.ravel())[0] for u, v in zip(before.numpy(), after.numpy())]
-            assert np.allclose(told.similarity[stage], np.nan_to_num(wanted), atol=1e-3)
-            assert torch.allclose(told.maps[stage + 1], after, atol=1e-4)
+            wanted = [rank_correlation(u, v) for u, v in arrays(before, after)]
+            close(told.similarity[stage], np.nan_to_num(wanted), rtol=1e-5, atol=1e-3)
+            close(told.maps[stage + 1], after, rtol=1e-5, atol=1e-4)
 
 
 def test_a_wholly_forgotten_network_is_that_of_quantus(monkeypatch):
@@ -383,13 +398,14 @@ def test_a_wholly_forgotten_network_is_that_of_quantus(monkeypatch):
 
     monkeypatch.setattr(room, "redraw", as_quantus_draws)
     ours = ParameterRandomisation(stages=1, progress=False).stages(x, GradCAM(model, "layer4"), classes)
-    explain = lambda model, inputs, targets, **how: GradCAM(model, "layer4")(torch.as_tensor(inputs), torch.as_tensor(targets))[
-        :, None
-    ].numpy()
+
+    def explain(model, inputs, targets, **how):
+        return explained(model, torch.as_tensor(inputs), torch.as_tensor(targets))[:, None].numpy()
+
     judge = quantus.MPRT(return_last_correlation=True, skip_layers=True, disable_warnings=True, normalise=False)
     with torch.random.fork_rng(devices=[]):
-        quantus_says = judge(model=model, x_batch=x.numpy(), y_batch=classes.numpy(), explain_func=explain, channel_first=True)
-    assert np.allclose(ours.everything, np.nan_to_num(quantus_says), atol=1e-3)
+        said = judge(model=model, x_batch=x.numpy(), y_batch=classes.numpy(), explain_func=explain, channel_first=True)
+    close(ours.everything, np.nan_to_num(said), rtol=1e-5, atol=1e-3)
 
 
 def test_every_parameter_is_drawn_anew():
@@ -411,19 +427,18 @@ def test_every_parameter_is_drawn_anew():
                     t.add_(torch.rand_like(t) + 0.1)
         size = 32 if label == "torchvision vit" else 160
         order = learnt_layers(model, torch.randn(1, 3, size, size))
-        assert {f"{name}.{own}".strip(".") for name in order for own, _ in model.get_submodule(name).named_parameters(recurse=False)} == {
-            name for name, _ in model.named_parameters()
-        }, label
+        found = set()
+        for name in order:
+            found |= {f"{name}.{own}".strip(".") for own, _ in model.get_submodule(name).named_parameters(recurse=False)}
+        assert found == {name for name, _ in model.named_parameters()}, label
         for how in ("reset", "shuffle"):
             forgetful = copy.deepcopy(model)
             for name in order:
                 redraw(forgetful.get_submodule(name), 0, how)
-            same = [
-                name
-                for (name, a), (_, b) in zip(model.state_dict().items(), forgetful.state_dict().items())
-                if a.is_floating_point() and a.numel() > 1 and torch.equal(a, b)
-            ]
-            assert not same, (label, how, same)
+            now = forgetful.state_dict()
+            for name, before in model.state_dict().items():
+                if before.is_floating_point() and before.numel() > 1:
+                    assert not torch.equal(before, now[name]), (label, how, name)
             # The class token and the position embedding have no initialisation to call: their numbers change places.
             if label == "vit":
                 assert torch.equal(model.pos_embed.flatten().sort().values, forgetful.pos_embed.flatten().sort().values)
@@ -451,7 +466,10 @@ def test_norms_without_parameters_forget_too():
         for how in ("reset", "shuffle"):
             forgetful = copy.deepcopy(norm)
             redraw(forgetful, 0, how)
-            assert not any(torch.equal(a, b) for a, b in zip(norm.buffers(), forgetful.buffers()) if a.is_floating_point())
+            now = dict(forgetful.named_buffers())
+            for name, before in norm.named_buffers():
+                if before.is_floating_point():
+                    assert not torch.equal(before, now[name]), (type(norm).__name__, how, name)
 
 
 def test_drawing_is_seeded_and_leaves_the_random_state():
@@ -460,7 +478,8 @@ def test_drawing_is_seeded_and_leaves_the_random_state():
     twins = [copy.deepcopy(layer) for _ in range(3)]
     for twin, seed in zip(twins, (5, 5, 6)):
         redraw(twin, seed)
-    assert torch.equal(twins[0].weight, twins[1].weight) and not torch.equal(twins[0].weight, twins[2].weight)
+    assert torch.equal(twins[0].weight, twins[1].weight)
+    assert not torch.equal(twins[0].weight, twins[2].weight)
     assert torch.equal(torch.get_rng_state(), random)
     norm = nn.BatchNorm2d(4)
     norm.running_mean += torch.arange(4)
@@ -484,7 +503,10 @@ def test_the_model_is_untouched_after_an_exception_too():
 
     with pytest.raises(RuntimeError, match="broken"):
         ParameterRandomisation(progress=False)(x, Breaks(model), classes)
-    assert Breaks.calls == 3 and model.training and untouched(model, state) and torch.equal(torch.get_rng_state(), random)
+    assert Breaks.calls == 3
+    assert model.training
+    untouched(model, state)
+    assert torch.equal(torch.get_rng_state(), random)
 
 
 def test_the_method_is_untouched_and_its_copy_explains_the_copy():
@@ -492,21 +514,24 @@ def test_the_method_is_untouched_and_its_copy_explains_the_copy():
     state, check = state_of(model), ParameterRandomisation(stages=1, progress=False)
     cam = GradCAM(model, "layer4")
     wanted = check(x, cam, classes)
-    assert cam.model is model and cam.target_layers == [model.layer4] and cam.outputs is None
+    assert cam.model is model
+    assert cam.target_layers == [model.layer4]
+    assert cam.outputs is None
     partial = functools.partial(explained, model)
     bound = Holder(model).explain
     in_parallel = nn.DataParallel(model)
     for same, given in ((partial, model), (bound, model), (cam, in_parallel), (GradCAM(in_parallel, "layer4"), None)):
-        assert torch.allclose(check(x, same, classes, given), wanted, atol=1e-4)
+        close(check(x, same, classes, given), wanted, rtol=1e-5, atol=1e-4)
     with torch.inference_mode():
-        assert torch.allclose(check(x, cam, classes), wanted, atol=1e-4)
+        close(check(x, cam, classes), wanted, rtol=1e-5, atol=1e-4)
     their_cam = TheirGradCAM(model, [model.layer4])
     targets = [ClassifierOutputTarget(c) for c in classes.tolist()]
     told = check.stages(x, their_cam, targets, model)
     their_cam.activations_and_grads.release()
     for p in model.parameters():
         p.grad = None
-    assert not told.flagged and untouched(model, state)
+    assert not told.flagged
+    untouched(model, state)
 
 
 def explained(model, rows, targets):
@@ -534,28 +559,21 @@ def test_what_holds_on_to_the_original_is_refused():
     with pytest.raises(ValueError, match="^model: it cannot be copied together with the method"):
         check(x, GradCAM(model), classes)
     del model.trouble
-    assert untouched(model, state)
+    untouched(model, state)
 
 
 def test_a_map_that_never_changes_is_flagged_even_if_constant():
     x, classes, mask = pictures()
-
-    class Fixed:
-        def __init__(self, maps):
-            self.maps = maps
-
-        def __call__(self, rows, targets):
-            return self.maps[: len(rows)]
-
     check = ParameterRandomisation(stages=2, progress=False)
-    for maps, words in ((mask, "does not notice"), (torch.ones(N, 128, 128), "was not tested")):
+    for maps, words in ((mask.float(), "does not notice"), (torch.ones(N, 128, 128), "was not tested")):
         told = check.stages(x, Fixed(maps), classes, network("scenes-cnn"))
-        assert told.flagged and words in told.verdict and told.similarity.sub(1).abs().max() < 1e-5
+        assert told.flagged
+        assert words in told.verdict
+        assert told.similarity.sub(1).abs().max() < 1e-5
 
 
 def test_methods_that_run_the_model_many_times_notice():
     x, classes, _ = pictures()
-    told = ParameterRandomisation(stages=1, progress=False).stages(
-        x[:1], ScoreCAM(network("scenes-cnn"), "layer4", progress=False), classes[:1]
-    )
+    cam = ScoreCAM(network("scenes-cnn"), "layer4", progress=False)
+    told = ParameterRandomisation(stages=1, progress=False).stages(x[:1], cam, classes[:1])
     assert not told.flagged

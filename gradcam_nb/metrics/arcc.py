@@ -15,7 +15,7 @@ from .coherency import Coherency
 from .complexity import Complexity
 from .drop import DropInConfidence
 from .road import ROADCombined
-from .robustness import MethodMetric, model_of
+from .robustness import RobustnessMetric, model_of
 
 # %% ../../nbs/metrics/arcc.ipynb #08
 def _harmonic(parts):
@@ -24,7 +24,7 @@ def _harmonic(parts):
     return len(parts) / (1 / parts).sum(0)
 
 
-class _Combined(MethodMetric):
+class _Combined(RobustnessMetric):
     misleads = "All of its parts but ROAD change with the contrast of the map, whatever it shows."
 
     def __init__(
@@ -55,7 +55,8 @@ class _Combined(MethodMetric):
         targets = self.settle(input_tensor, cams, targets, model)
         maps = self.explain(cams, input_tensor, targets)
         coherency, _ = Coherency(batch_size=self.batch_size).of_maps(input_tensor, maps, cams, targets)
-        return {"coherency": coherency, "1 - complexity": 1 - Complexity()(maps), **self.faithfulness(input_tensor, maps, targets, model)}
+        faithful = self.faithfulness(input_tensor, maps, targets, model)
+        return {"coherency": coherency, "1 - complexity": 1 - Complexity()(maps), **faithful}
 
 # %% ../../nbs/metrics/arcc.ipynb #09
 class ADCC(_Combined):

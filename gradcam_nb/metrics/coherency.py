@@ -8,11 +8,11 @@ __all__ = ['Coherency']
 # %% ../../nbs/metrics/coherency.ipynb #03
 from torch import Tensor
 
-from .robustness import MethodMetric
+from .robustness import RobustnessMetric
 from .similarity import pearson
 
 # %% ../../nbs/metrics/coherency.ipynb #09
-class Coherency(MethodMetric):
+class Coherency(RobustnessMetric):
     """How alike the map is to the map of the picture seen through it: their correlation, brought to 0 … 1.
 
     Poppi et al., *Revisiting the Evaluation of Class Activation Mapping for Explainability*, CVPR 2021 workshops,

@@ -11,12 +11,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .faithfulness import PerturbationMetric
-from .fill import as_fill
-from .ranking import ranks
+from .faithfulness import FaithfulnessMetric, ranks
+from .imputation import as_fill
 
 # %% ../../nbs/metrics/comprehensiveness.ipynb #09
-class Comprehensiveness(PerturbationMetric):
+class Comprehensiveness(FaithfulnessMetric):
     """The score less the score without the top pixels, the mean over several amounts of them.
 
     DeYoung et al., *ERASER*, ACL 2020, [arXiv 1911.03429](https://arxiv.org/abs/1911.03429). Cost: one pass for each amount and picture.

@@ -6,10 +6,9 @@
 __all__ = ['multiply_tensor_with_cam', 'CamMultImageConfidenceChange']
 
 # %% ../../nbs/metrics/confidence_change.ipynb #04
-import torch
 from torch import Tensor
 
-from .faithfulness import PerturbationMetric
+from .faithfulness import FaithfulnessMetric
 
 # %% ../../nbs/metrics/confidence_change.ipynb #09
 def multiply_tensor_with_cam(
@@ -20,7 +19,7 @@ def multiply_tensor_with_cam(
     return input_tensor * cam.to(input_tensor.dtype)
 
 
-class CamMultImageConfidenceChange(PerturbationMetric):
+class CamMultImageConfidenceChange(FaithfulnessMetric):
     """The score of the picture times its map, less the score of the picture.
 
     The picture times its map is that of Chattopadhay et al., *Grad-CAM++*, WACV 2018, [arXiv 1710.11063](https://arxiv.org/abs/1710.11063).

@@ -12,16 +12,17 @@ import torch
 from torch import Tensor
 
 from ..engine.batches import in_batches
-from .robustness import MethodMetric
+from .robustness import RobustnessMetric
 from .similarity import find_similarity
 from ..smoothing.augment import mirrored_and_scaled
 
 # %% ../../nbs/metrics/consistency.ipynb #08
-class Consistency(MethodMetric):
+class Consistency(RobustnessMetric):
     """How alike the maps of several views of a picture are to the map of the picture, in the mean.
 
     After the equivariance of Crabbé and van der Schaar, *Evaluating the Robustness of Interpretability Methods through Explanation
     Invariance and Equivariance*, NeurIPS 2023, [arXiv 2304.06715](https://arxiv.org/abs/2304.06715), whose similarity is the cosine.
+    Left out, the views are the picture mirrored and not, at nine, ten and eleven tenths of its contrast.
     Cost: an explanation for each view, and one.
     """
 
@@ -32,10 +33,8 @@ class Consistency(MethodMetric):
 
     def __init__(
         self,
-        views: Sequence[tuple[Callable, Callable]]
-        | None = None,  # pairs: the change of the input, and undoing it on the map; left out: mirrored or not, at nine tenths, ten and eleven tenths of the contrast
-        similarity: str
-        | Callable = "pearson",  # "pearson", "spearman", "cosine" (the paper's), "ssim", or a callable, two batches of maps -> a number for each pair
+        views: Sequence[tuple[Callable, Callable]] | None = None,  # pairs: the input's change, and undoing it on the map
+        similarity: str | Callable = "pearson",  # or "spearman", "cosine" (the paper's), "ssim", or a callable on two batches of maps
         **how,  # `batch_size`, `progress`
     ):
         super().__init__(**how)

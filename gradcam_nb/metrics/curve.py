@@ -12,12 +12,11 @@ import torch
 from torch import Tensor
 
 from ..imaging.figure import shown_by_jupyter
-from .faithfulness import PerturbationMetric
-from .fill import as_fill
-from .ranking import ranks
+from .faithfulness import FaithfulnessMetric, ranks
+from .imputation import as_fill
 
 # %% ../../nbs/metrics/curve.ipynb #10
-class CurveMetric(PerturbationMetric):
+class CurveMetric(FaithfulnessMetric):
     """A metric that is the area under a curve: subclass it and say whether pixels are put back (`inserts`) or taken away.
 
     Raises `ValueError` for an unknown filling and for less than one step.

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .faithfulness import PerturbationMetric
-from .fill import as_fill
+from .faithfulness import FaithfulnessMetric
+from .imputation import as_fill
 from .metric import heat_maps
 
 # %% ../../nbs/metrics/infidelity.ipynb #07
@@ -34,7 +34,7 @@ def random_squares(
     return inside
 
 # %% ../../nbs/metrics/infidelity.ipynb #11
-class Infidelity(PerturbationMetric):
+class Infidelity(FaithfulnessMetric):
     """How badly the map foretells what a removal does to the score: the mean squared error, the map scaled as well as can be.
 
     Yeh et al., *On the (In)fidelity and Sensitivity of Explanations*, NeurIPS 2019, [arXiv 1901.09392](https://arxiv.org/abs/1901.09392).

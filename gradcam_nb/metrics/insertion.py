@@ -7,7 +7,7 @@ __all__ = ['Insertion']
 
 # %% ../../nbs/metrics/insertion.ipynb #04
 from .curve import CurveMetric
-from .fill import as_fill
+from .imputation import as_fill
 
 # %% ../../nbs/metrics/insertion.ipynb #10
 class Insertion(CurveMetric):
@@ -18,7 +18,10 @@ class Insertion(CurveMetric):
     """
 
     paper = "Petsiuk et al., 2018, arXiv 1806.07421"
-    misleads = "Where a picture holds several objects, the order of the pixels beside the object decides; and half-restored pictures are unlike any that the model has seen."
+    misleads = (
+        "Where a picture holds several objects, the order of the pixels beside the object decides; "
+        "and half-restored pictures are unlike any that the model has seen."
+    )
 
     def __init__(
         self,

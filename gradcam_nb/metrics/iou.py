@@ -58,8 +58,8 @@ class IoU(LocalisationMetric):
 class BestIoU(LocalisationMetric):
     """The intersection over union of the object and what is left of the map, at the threshold that suits each map best.
 
-    The best threshold of a whole data set, in place of each map: Choe et al., *Evaluating Weakly Supervised Object Localization Methods Right*,
-    CVPR 2020, [arXiv 2001.07437](https://arxiv.org/abs/2001.07437).
+    The best threshold of a whole data set, in place of each map: Choe et al., *Evaluating Weakly Supervised Object Localization
+    Methods Right*, CVPR 2020, [arXiv 2001.07437](https://arxiv.org/abs/2001.07437).
     """
 
     paper = "after Choe et al., 2020, arXiv 2001.07437"

@@ -22,27 +22,25 @@ def _in_boxes(boxes, size):
 
 # %% ../../nbs/metrics/localisation.ipynb #08
 def as_masks(
-    masks,  # `B × spatial`, what is not zero is the object; or boxes, `B × 4`, or for each picture `n × 4`: left, top, right, bottom in pixels of the map
+    masks,  # masks, `B × spatial`; or boxes, `B × 4`, or for each picture `n × 4`
     cams: Tensor,  # the heat maps, `B × spatial`
 ) -> Tensor:  # bool, `B × spatial`, on the maps' device
-    "The region of the object on each map. Raises `ValueError` where neither masks nor boxes fit."
+    """The region of the object on each map. Raises `ValueError` where neither masks nor boxes fit.
+
+    In a mask, what is not zero is the object. A box is left, top, right, bottom in pixels of the map.
+    """
     size = tuple(cams.shape)
     if isinstance(masks, (list, tuple)):
         masks = [torch.as_tensor(item) for item in masks]
-    shape = (
-        tuple(masks.shape)
-        if hasattr(masks, "shape")
-        else (len(masks), *masks[0].shape)
-        if len({item.shape for item in masks}) == 1
-        else None
-    )
+        same = len({item.shape for item in masks}) == 1
+        shape = (len(masks), *masks[0].shape) if same else None
+    else:
+        masks = torch.as_tensor(masks)
+        shape = tuple(masks.shape)
     if shape == size:
-        return (torch.stack(masks) if isinstance(masks, list) else torch.as_tensor(masks)).to(cams.device) != 0
-    if not (
-        len(masks) == len(cams)
-        and cams.ndim == 3
-        and all(not len(boxes) or torch.as_tensor(boxes).shape[-1] == 4 and torch.as_tensor(boxes).ndim < 3 for boxes in masks)
-    ):
+        return (torch.stack(masks) if isinstance(masks, list) else masks).to(cams.device) != 0
+    are_boxes = all(not len(boxes) or boxes.ndim < 3 and boxes.shape[-1] == 4 for boxes in masks)
+    if not are_boxes or len(masks) != len(cams) or cams.ndim != 3:
         got = f"shape {shape}" if shape else f"{len(masks)} items"
         raise ValueError(f"masks: got {got} for heat maps of shape {size}; pass masks of that shape, or for each picture boxes n × 4")
     return torch.stack([_in_boxes(boxes, cams.shape[1:]) for boxes in masks]).to(cams.device)

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from ..engine.batches import in_batches
-from .robustness import MethodMetric
+from .robustness import RobustnessMetric
 
 # %% ../../nbs/metrics/max_sensitivity.ipynb #09
-class MaxSensitivity(MethodMetric):
+class MaxSensitivity(RobustnessMetric):
     """How far the map moves, relative to its norm, under noise within a radius: the most of some draws.
 
     Yeh et al., *On the (In)fidelity and Sensitivity of Explanations*, NeurIPS 2019, [arXiv 1901.09392](https://arxiv.org/abs/1901.09392).

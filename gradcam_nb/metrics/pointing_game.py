@@ -25,7 +25,8 @@ def within(
         n = masks.shape[axis]
         reach = min(int(distance), n - 1)
         padded = F.pad(squared.transpose(axis, -1), (reach, reach), value=torch.inf)
-        squared = reduce(torch.minimum, (padded[..., k : k + n] + (k - reach) ** 2 for k in range(2 * reach + 1))).transpose(axis, -1)
+        shifted = (padded[..., k : k + n] + (k - reach) ** 2 for k in range(2 * reach + 1))
+        squared = reduce(torch.minimum, shifted).transpose(axis, -1)
     return squared <= distance**2
 
 # %% ../../nbs/metrics/pointing_game.ipynb #09

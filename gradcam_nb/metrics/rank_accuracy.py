@@ -12,13 +12,17 @@ from .localisation import LocalisationMetric
 
 # %% ../../nbs/metrics/rank_accuracy.ipynb #08
 class RelevanceRank(LocalisationMetric):
-    """The share of the object's size that the map's strongest pixels, as many as the object has, find of it; ties count by the share there is room for.
+    """The share of the object's size that the map's strongest pixels, as many as the object has, find of it.
 
-    Relevance rank accuracy of Arras, Osman, Samek, *CLEVR-XAI*, Information Fusion 2022, [arXiv 2003.07258](https://arxiv.org/abs/2003.07258).
+    Ties count by the share there is room for. Relevance rank accuracy of Arras, Osman, Samek, *CLEVR-XAI*, Information Fusion 2022,
+    [arXiv 2003.07258](https://arxiv.org/abs/2003.07258).
     """
 
     paper = "Arras et al., 2022, arXiv 2003.07258"
-    misleads = "Only the order counts: a map that is bright everywhere is perfect if it is a little brighter on the object, and where the model looked is not asked."
+    misleads = (
+        "Only the order counts: a map that is bright everywhere is perfect if it is a little brighter on the object, "
+        "and where the model looked is not asked."
+    )
 
     def rate(
         self,
@@ -30,4 +34,5 @@ class RelevanceRank(LocalisationMetric):
         level = maps.sort(1, descending=True).values.gather(1, (size - 1).clamp(min=0))  # the value of the last that is picked
         above, equal = maps > level, maps == level
         room = (size - above.sum(1, keepdim=True)) / equal.sum(1, keepdim=True)
-        return ((above & masks).sum(1, keepdim=True) + room * (equal & masks).sum(1, keepdim=True)).div(size)[:, 0]
+        found = (above & masks).sum(1, keepdim=True) + room * (equal & masks).sum(1, keepdim=True)
+        return (found / size)[:, 0]

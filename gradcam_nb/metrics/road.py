@@ -12,9 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .faithfulness import PerturbationMetric
+from .faithfulness import FaithfulnessMetric, ranks
 from .imputation import NoisyLinearImputer
-from .ranking import ranks
 
 # %% ../../nbs/metrics/road.ipynb #09
 def _otsu(maps):
@@ -42,7 +41,7 @@ def kept(maps, percentiles, sides):
     return torch.cat([stay(percentile, most) for most in sides for percentile in percentiles])
 
 # %% ../../nbs/metrics/road.ipynb #10
-class ROADMetric(PerturbationMetric):
+class ROADMetric(FaithfulnessMetric):
     """What ROAD's metrics share: pixels removed by rank, and filled in.
 
     Rong et al., *A Consistent and Efficient Evaluation Strategy for Attribution Methods*, ICML 2022,

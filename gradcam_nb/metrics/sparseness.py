@@ -13,9 +13,10 @@ from .complexity import MapMetric
 
 # %% ../../nbs/metrics/sparseness.ipynb #08
 class Sparseness(MapMetric):
-    """How unequal the map's pixels are: the Gini index of their absolute values; 0 for a constant or blank map, near 1 for a single pixel.
+    """How unequal the map's pixels are: the Gini index of their absolute values.
 
-    Chalasani et al., *Concise Explanations of Neural Networks using Adversarial Training*, ICML 2020, [arXiv 1810.06583](https://arxiv.org/abs/1810.06583).
+    0 for a constant or blank map, near 1 for a single pixel. Chalasani et al., *Concise Explanations of Neural Networks using
+    Adversarial Training*, ICML 2020, [arXiv 1810.06583](https://arxiv.org/abs/1810.06583).
     """
 
     paper = "Chalasani et al., 2020, arXiv 1810.06583"
@@ -28,6 +29,7 @@ class Sparseness(MapMetric):
         n = maps.shape[1]
         weights = torch.arange(1 - n, n, 2, device=maps.device) / n
         total = maps.sum(1)
-        # The weights add up to nothing, so the mean may be taken off: what is left of a map that is nearly constant is then no difference of large numbers.
+        # The weights add up to nothing, so the mean may be taken off:
+        # what is left of a map that is nearly constant is then no difference of large numbers.
         values = maps.sort(1).values - maps.mean(1, keepdim=True)
         return (weights * values).sum(1).clamp(min=0) / total.where(total > 0, 1)

@@ -17,4 +17,7 @@ class Sufficiency(Comprehensiveness):
     """
 
     higher_is_better, keeps_top = False, True
-    misleads = "Other objects vanish with the rest, so a probability can rise above that of the whole picture; below the object's size no map can be sufficient."
+    misleads = (
+        "Other objects vanish with the rest, so a probability can rise above that of the whole picture; "
+        "below the object's size no map can be sufficient."
+    )

@@ -9,7 +9,6 @@ __all__ = ['Setting', 'Session']
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from inspect import signature
 
 import torch
 from PIL.Image import Image
@@ -25,6 +24,7 @@ from ..engine.visit import evaluating, unwrap
 from ..explain import explain
 from ..explanation import Explanation
 from ..imaging.preprocess import Preprocess
+from ..metrics.metric import ask_metric
 from ..models import load_model
 from ..targets.resolve import resolve_targets, scores_in, total_score
 from .questions import Asked, questions
@@ -192,14 +192,19 @@ class Session:
     def measure(self, setting: Setting, metric: str) -> float:
         "A metric's number for a setting's map."
         measured = list_metrics()[metric]()
-        asks, tensor = signature(measured).parameters, self.tensor(setting.picture)
-        cams = (
-            (lambda x, targets: list_methods()[setting.method](self.network, list(setting.layers))(x, targets, **setting.how()))
-            if getattr(measured, "needs_method", False)
-            else self.explain(setting).heat_map[None]
+
+        def again(rows, targets):
+            method = list_methods()[setting.method](self.network, list(setting.layers))
+            return method(rows, targets, **setting.how())
+
+        found = ask_metric(
+            measured,
+            input_tensor=self.tensor(setting.picture),
+            cams=again if measured.needs_method else self.explain(setting).heat_map[None],
+            targets=setting.asked.target,
+            model=self.network,
         )
-        known = dict(input_tensor=tensor, cams=cams, targets=setting.asked.target, model=self.network)
-        return float(measured(**{key: known[key] for key in asks if key in known})[0])
+        return float(found[0])
 
     def code(self, setting: Setting, **colours) -> str:
         "The Python that gives a setting's picture."
