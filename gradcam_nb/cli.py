@@ -7,7 +7,6 @@ __all__ = ['main']
 
 # %% ../nbs/cli.ipynb #03
 import argparse
-import json
 import sys
 import warnings
 from pathlib import Path
@@ -73,7 +72,7 @@ def _cam(args):
     if args.use_cuda and device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         if device == "cpu":
-            warnings.warn("--use-cuda: there is no CUDA device; running on the CPU")
+            warnings.warn("--use-cuda: there is no CUDA device; running on the CPU", stacklevel=2)
     three = cam_pictures(args.image_path, load_model(args.model, args.arch, device), args.method, args.target, args.layer, **_how(args))
     files = three.save(out, args.method)
     print(f"{args.image_path}: {args.model} saw {', '.join(map(str, three.top[:3]))}")
@@ -84,10 +83,11 @@ def _cam(args):
 def _methods(args):
     from gradcam_nb.catalogue import list_methods
 
-    rows = [("method", "cost", "paper"), *((name, item.cost, item.paper) for name, item in list_methods().items())]
-    name_width, cost_width = (max(len(row[i]) for row in rows) for i in (0, 1))
-    for name, cost, paper in rows:
-        print(f"{name:{name_width}}  {cost:{cost_width}}  {paper}")
+    told = [(name, item.kind, item.cost, item.paper) for name, item in list_methods().items()]
+    rows = [("method", "kind", "cost", "paper"), *told]
+    *widths, _ = (max(map(len, column)) for column in zip(*rows))
+    for *cells, paper in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(cells, widths)), paper, sep="  ")
 
 
 def _layers(args):
@@ -106,7 +106,11 @@ def _layers(args):
     best = suggest_layer(model, x).name
     print(f"{'layer':36} {'kind':20} {'output':22} {'places':10}")
     for layer in layers:
-        note = "<- the one to explain with" if layer.name == best else "no gradient" if layer.grid and layer.name not in live else ""
+        note = ""
+        if layer.name == best:
+            note = "<- the one to explain with"
+        elif layer.grid and layer.name not in live:
+            note = "no gradient"
         places = " × ".join(map(str, layer.grid)) if layer.grid else "-"
         print(f"{layer.name:36} {layer.kind:20} {str(layer.shape):22} {places:10} {note}".rstrip())
 
@@ -119,9 +123,8 @@ def _models(args):
 
     for name, line in MODELS.items():
         print(f"{name:14} {line}")
-    print(
-        f"timm: {len(timm.list_models(pretrained=True))} names with weights, torchvision: {len(list_models())} names; weights from their hubs"
-    )
+    of_timm, of_torchvision = len(timm.list_models(pretrained=True)), len(list_models())
+    print(f"timm: {of_timm} names with weights, torchvision: {of_torchvision} names; weights from their hubs")
     print("a checkpoint file of yours: --model FILE --arch NAME")
 
 # %% ../nbs/cli.ipynb #10
@@ -156,9 +159,8 @@ def _parser():
         sub.add_argument("--device", help="cpu, cuda, mps, …")
         sub.add_argument("--aug-smooth", action="store_true", help="also explain changed copies and take the mean; six runs")
         sub.add_argument("--eigen-smooth", action="store_true", help="the first principal component of the weighted channels")
-        sub.add_argument(
-            "--threshold", type=float, metavar="SHARE", help="what lies below this share of the map's maximum, such as 0.125, becomes zero"
-        )
+        below = "what lies below this share of the map's maximum, such as 0.125, becomes zero"
+        sub.add_argument("--threshold", type=float, metavar="SHARE", help=below)
 
     sub = command("explain", _explain, "explain pictures; writes overlay, raw map and summary")
     sub.add_argument("images", nargs="+", metavar="IMAGE", help="a file, or scene:N for a scene of the package")
@@ -170,7 +172,7 @@ def _parser():
     what_of(sub, "gradcam")
     sub.add_argument("--use-cuda", action="store_true", help="older spelling of --device cuda; without such a device: the CPU")
     sub.add_argument("--output-dir", default="output", help="folder for the pictures (default: output)")
-    command("methods", _methods, "list the methods, with cost and paper")
+    command("methods", _methods, "list the methods, with kind, cost and paper")
     model_of(command("layers", _layers, "list a model's layers in execution order"), "model", metavar="MODEL")
     command("models", _models, "list the models")
     sub = command("demo", _demo, "explain a picture of the package with a model of the package")

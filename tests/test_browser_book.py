@@ -117,11 +117,14 @@ def shows(page, *choices):
 def test_every_method_has_a_picker(path):
     """The picker is made when the book is; its pictures stand beside it as they were when the page was run."""
     cells = nbformat.read(path, 4).cells
-    assert any(cell.source.startswith("#| exec_doc") and re.search(r"^picker\(", cell.source, flags=re.M) for cell in cells)
-    assert any(cell.source.startswith("picker_figure(images") and "image/png" in cell.outputs[0]["data"] for cell in cells)
-    assert not any(
-        "application/vnd.jupyter.widget-view+json" in output.get("data", {}) for cell in cells for output in cell.get("outputs", [])
-    )
+    made_with_the_book = [cell for cell in cells if cell.source.startswith("#| exec_doc")]
+    assert [cell for cell in made_with_the_book if re.search(r"^picker\(", cell.source, flags=re.M)]
+    figures = [cell for cell in cells if cell.source.startswith("picker_figure(images")]
+    assert figures
+    for cell in figures:
+        assert "image/png" in cell.outputs[0]["data"]
+    outputs = [output for cell in cells for output in cell.get("outputs", [])]
+    assert not [output for output in outputs if "application/vnd.jupyter.widget-view+json" in output.get("data", {})]
 
 
 def test_the_pickers_of_a_method(opened):
@@ -165,7 +168,10 @@ def test_the_slider_of_a_volume(opened):
     pictures = next(widget["state"]["children"] for widget in state.values() if widget["model_name"] == "StackModel")
     pictures = [Image.open(BytesIO(b64decode(state[key.removeprefix("IPY_MODEL_")]["buffers"][0]["data"]))) for key in pictures]
     image = page.locator("img.widget-image:visible")
-    nearest = lambda: min(range(len(pictures)), key=lambda i: unlike(on_screen(image), pictures[i]))
+
+    def nearest():
+        return min(range(len(pictures)), key=lambda i: unlike(on_screen(image), pictures[i]))
+
     assert nearest() == 9
     page.locator(".noUi-handle").focus()
     for _ in range(3):
@@ -188,7 +194,8 @@ def test_a_plain_figure_without_scripts(opened):
 def readable(page):
     """Whether the words of a picker stand out from the page."""
     words = page.locator(".gradcam-picker label:visible, .gradcam-picker select").all()
-    assert words and all(word.evaluate(CONTRAST) > 4.5 for word in words)
+    assert words
+    assert min(word.evaluate(CONTRAST) for word in words) > 4.5
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -51,13 +52,9 @@ def lab(tmp_path_factory):
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(setting))
     places = {f"JUPYTER{name}_DIR": str(home / name.strip("_").lower()) for name in ("_CONFIG", "_RUNTIME", "_DATA", "LAB_WORKSPACES")}
-    environment = {
-        **os.environ,
-        **places,
-        "JUPYTERLAB_SETTINGS_DIR": str(home / "settings"),
-        "PYTHONWARNINGS": "ignore",
-        "OMP_NUM_THREADS": "1",
-    }  # other tests run beside this one
+    places["JUPYTERLAB_SETTINGS_DIR"] = str(home / "settings")
+    # One thread, for other tests run beside this one.
+    environment = {**os.environ, **places, "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
     log = (home / "log").open("w")
     options = [
         "--no-browser",
@@ -154,9 +151,10 @@ def expected(session):
 
     def picture(i=1, colormap="turbo", opacity=0.5, threshold=0.0, **setting):
         heat = session.explain(session.setting(**setting)).heat_map
-        image = (
-            panel.painted(heat, colormap=colormap, opacity=opacity, threshold=threshold) if i == 1 else raw_map(heat, colormap, threshold)
-        )
+        if i == 1:
+            image = panel.painted(heat, colormap=colormap, opacity=opacity, threshold=threshold)
+        else:
+            image = raw_map(heat, colormap, threshold)
         return np.asarray(image.convert("RGB")).astype(int)
 
     return picture
@@ -239,8 +237,10 @@ def test_compare(shown, session):
     table.wait_for()
     names = table.locator("img").evaluate_all("all => all.map(one => one.alt)")
     layers = table.locator("th[scope=col]").all_inner_texts()
-    assert len(layers) > 2 and names == [f"{m} at {layer}" for m in ("GradCAM", "HiResCAM", "LayerCAM") for layer in layers]
-    panel, colours = Panel(session.pictures[0], session.region(0)), dict(colormap="viridis", opacity=0.5, threshold=shown_threshold(shown))
+    assert len(layers) > 2
+    assert names == [f"{method} at {layer}" for method in ("GradCAM", "HiResCAM", "LayerCAM") for layer in layers]
+    panel = Panel(session.pictures[0], session.region(0))
+    colours = dict(colormap="viridis", opacity=0.5, threshold=shown_threshold(shown))
     source = table.locator("img").nth(len(layers)).get_attribute("src")
     there = np.asarray(Image.open(urllib.request.urlopen(source)).convert("RGB")).astype(int)
     heat = session.explain(session.setting(method="HiResCAM", layers=layers[0], asked=session.questions(0)[1])).heat_map
@@ -267,16 +267,20 @@ def test_copied_code_in_a_fresh_process(shown, lab, tmp_path):
     shown.root.get_by_role("button", name="Copy code").click()
     shown.root.get_by_text("copied").wait_for()
     code = shown.page.evaluate("navigator.clipboard.readText()")
-    assert "LayerCAM" in code and "viridis" in code
+    assert "LayerCAM" in code
+    assert "viridis" in code
     shown.root.get_by_role("tab", name="Save").click()
     shown.root.get_by_role("button", name="Save").click()
     shown.root.get_by_text("saved: ").wait_for()
     folder = lab[1] / "explanations"
     assert sorted(file.name for file in folder.iterdir()) == ["explanation.json", "explanation_heat_map.npy", "explanation_overlay.png"]
     settings = json.loads((folder / "explanation.json").read_text())["settings"]
-    assert settings["code"] == code and settings["layers"] == ["layer2"] and settings["colormap"] == "viridis"
-    code += f"\nimport numpy\nnumpy.save({str(tmp_path / 'map.npy')!r}, explanation.heat_map.numpy())\nexplanation.overlay(colormap='viridis', opacity={settings['opacity']}, threshold={settings['threshold']}).save({str(tmp_path / 'overlay.png')!r})"
-    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, cwd=tmp_path)
+    assert settings["code"] == code
+    assert settings["layers"] == ["layer2"]
+    assert settings["colormap"] == "viridis"
+    lines, _, overlay = code.rpartition("\n")
+    lines += f"\n{overlay}.save('overlay.png')\nimport numpy\nnumpy.save('map.npy', explanation.heat_map.numpy())"
+    subprocess.run([sys.executable, "-W", "ignore", "-c", lines], check=True, cwd=tmp_path)
     assert np.abs(np.load(tmp_path / "map.npy") - np.load(folder / "explanation_heat_map.npy")).max() < 1e-4
     one, other = (np.asarray(Image.open(file)).astype(int) for file in (tmp_path / "overlay.png", folder / "explanation_overlay.png"))
     assert np.abs(one - other).max() <= 2
@@ -300,7 +304,8 @@ def test_stop(shown, expected, session):
 def test_errors_in_plain_words(shown, expected, session):
     shown.choose("Method", "AttentionRollout")
     shown.root.locator("[role=alert]").wait_for()
-    assert "transformer" in shown.said()[0] and "Traceback" not in shown.page.content()
+    assert "transformer" in shown.said()[0]
+    assert "Traceback" not in shown.page.content()
     shown.choose("Method", "GradCAM")
     shown.until(
         expected(layers="layer2", method="GradCAM", asked=session.questions(0)[1], threshold=shown_threshold(shown), colormap="viridis")
@@ -318,16 +323,18 @@ def test_quick(chromium, lab, expected):
     shown = Shown(page)
     shown.until(expected())
     taken = {"layer": [], "method": [], "colours": []}
-    for layer, method in (("layer3", "GradCAM"), ("layer2", "HiResCAM"), ("layer3", "XGradCAM")):
-        taken["layer"].append(_changed(shown, lambda: shown.layer(layer)))
-        taken["method"].append(_changed(shown, lambda: shown.choose("Method", method if method != "GradCAM" else "LayerCAM")))
+    for layer, method in (("layer3", "LayerCAM"), ("layer2", "HiResCAM"), ("layer3", "XGradCAM")):
+        taken["layer"].append(_changed(shown, partial(shown.layer, layer)))
+        taken["method"].append(_changed(shown, partial(shown.choose, "Method", method)))
     for name in ("viridis", "magma", "jet"):
-        taken["colours"].append(_changed(shown, lambda: shown.root.get_by_label("Colours").select_option(name)))
+        taken["colours"].append(_changed(shown, partial(shown.root.get_by_label("Colours").select_option, name)))
     page.context.close()
     median = {name: sorted(times)[1] for name, times in taken.items()}
     print(f"first picture {first:.2f} s,", ", ".join(f"{name} {1000 * value:.0f} ms" for name, value in median.items()))
     assert first < 3
-    assert median["layer"] < 0.5 and median["method"] < 0.5 and median["colours"] < 0.1
+    assert median["layer"] < 0.5
+    assert median["method"] < 0.5
+    assert median["colours"] < 0.1
 
 
 def _first_picture(page):

@@ -40,38 +40,26 @@ def test_demo(tmp_path):
     status, out, err = call("demo", "--out", tmp_path / "output")
     assert (status, err) == (0, "")
     files = {p.suffix: p for p in (tmp_path / "output").iterdir()}
-    assert set(files) == {".png", ".npy", ".json"} and all(str(p) in out for p in files.values())
+    assert set(files) == {".png", ".npy", ".json"}
+    for file in files.values():
+        assert str(file) in out
     summary, heat = json.loads(files[".json"].read_text()), np.load(files[".npy"])
-    assert heat.shape == (128, 128) and heat.dtype == np.float32 and heat.min() >= 0 and heat.max() == 1
-    assert (
-        summary["target"]["name"] in out
-        and summary["model"] == "scenes-cnn"
-        and summary["peak"] == list(np.unravel_index(heat.argmax(), heat.shape))
-    )
+    assert (heat.shape, heat.dtype) == ((128, 128), np.float32)
+    assert heat.min() >= 0
+    assert heat.max() == 1
+    assert summary["target"]["name"] in out
+    assert summary["model"] == "scenes-cnn"
+    assert summary["peak"] == list(np.unravel_index(heat.argmax(), heat.shape))
     assert Image.open(files[".png"]).size == tuple(summary["picture_size"])
 
 
 def test_own_pictures_own_checkpoint(folder, tmp_path):
     out = tmp_path / "a" / "b"
-    status, said, err = call(
-        "explain",
-        folder / "wide.png",
-        folder / "grey.png",
-        "--model",
-        folder / "mine.pth",
-        "--arch",
-        "resnet10t",
-        "--target",
-        3,
-        "--layer",
-        "layer3",
-        "--out",
-        out,
-    )
+    pictures, model = [folder / "wide.png", folder / "grey.png"], ["--model", folder / "mine.pth", "--arch", "resnet10t"]
+    status, said, err = call("explain", *pictures, *model, "--target", 3, "--layer", "layer3", "--out", out)
     assert status == 0, err  # an untrained model's map may be blank, and says so
-    assert sorted(p.name for p in out.iterdir()) == [
-        f"{n}{end}" for n in ("grey", "wide") for end in (".json", "_heat_map.npy", "_overlay.png")
-    ]
+    written = [f"{name}{end}" for name in ("grey", "wide") for end in (".json", "_heat_map.npy", "_overlay.png")]
+    assert sorted(p.name for p in out.iterdir()) == written
     summary = json.loads((out / "wide.json").read_text())
     assert (summary["layers"], summary["target"]["index"]) == (["layer3"], 3)
     assert Image.open(out / "wide_overlay.png").size == (500, 300)
@@ -103,14 +91,20 @@ BAD = {
 @pytest.mark.parametrize("argv, says", BAD.values(), ids=BAD.keys())
 def test_bad_input(folder, tmp_path, argv, says):
     status, out, err = call("explain", *argv, "--out", tmp_path / "out", cwd=folder)
-    assert status == 2 and says in err and err.count("\n") == 1 and "Traceback" not in err, err
-    assert not (tmp_path / "out").exists() and out == ""
+    assert status == 2, err
+    assert says in err, err
+    assert err.count("\n") == 1, err
+    assert "Traceback" not in err, err
+    assert not (tmp_path / "out").exists()
+    assert out == ""
 
 
 def test_out_is_a_file(folder, tmp_path):
     (tmp_path / "out").write_text("mine")
     status, _, err = call("explain", "scene:3", "--out", tmp_path / "out")
-    assert status == 2 and "is a file" in err and (tmp_path / "out").read_text() == "mine"
+    assert status == 2
+    assert "is a file" in err
+    assert (tmp_path / "out").read_text() == "mine"
 
 
 def test_threshold(tmp_path):
@@ -119,16 +113,30 @@ def test_threshold(tmp_path):
     for share in ("0", "0.5"):
         assert main(["explain", "scene:3", "--threshold", share, "--out", str(tmp_path / share)]) == 0
     plain, cut = (np.load(tmp_path / share / "scene_3_heat_map.npy") for share in ("0", "0.5"))
-    assert cut.max() == 1 and 0 < (cut > 0).mean() < (plain > 0).mean()
+    assert cut.max() == 1
+    assert 0 < (cut > 0).mean() < (plain > 0).mean()
 
 
 def test_lists():
-    assert "GradCAM" in call("methods")[1] and "scenes-vit" in call("models")[1]
+    assert "scenes-vit" in call("models")[1]
     status, out, _ = call("layers", "scenes-vit")
     assert status == 0
     (best,) = [line for line in out.splitlines() if "the one to explain with" in line]
     assert best.startswith("blocks.5.norm1 ")
-    assert any(line.startswith("blocks.5 ") and "no gradient" in line for line in out.splitlines())
+    (last,) = [line for line in out.splitlines() if line.startswith("blocks.5 ")]
+    assert "no gradient" in last
+
+
+def test_the_methods_with_kind_cost_and_paper():
+    from gradcam_nb import list_methods
+
+    status, out, err = call("methods")
+    assert (status, err) == (0, "")
+    head, *rows = out.splitlines()
+    assert head.split() == ["method", "kind", "cost", "paper"]
+    kind, cost, paper = (head.index(word) for word in ("kind", "cost", "paper"))
+    cells = [(row[:kind].strip(), row[kind:cost].strip(), row[cost:paper].strip(), row[paper:]) for row in rows]
+    assert cells == [(name, item.kind, item.cost, item.paper) for name, item in list_methods().items()]
 
 
 def test_a_layer_that_never_ran():
@@ -161,7 +169,7 @@ THEIRS = dict(
 
 
 def script(model, layer, rgb, method, aug_smooth=False):
-    """What pytorch-grad-cam's example script draws, with its own functions: the map, then map over the picture, guided backpropagation, both."""
+    """What pytorch-grad-cam's script draws, with its own functions: the map, then map over picture, guided backpropagation, both."""
     import pytorch_grad_cam
     from pytorch_grad_cam.utils.image import deprocess_image, preprocess_image, show_cam_on_image
 
@@ -190,70 +198,59 @@ def test_cam_draws_what_the_script_draws(tmp_path, capsys, method, flags):
 
     picture = read_picture("scene:3").crop((0, 0, 128, 100)).resize((160, 125))
     picture.save(tmp_path / "picture.png")
-    assert (
-        main(
-            [
-                "cam",
-                "--image-path",
-                str(tmp_path / "picture.png"),
-                "--method",
-                method,
-                "--device",
-                "cpu",
-                "--output-dir",
-                str(tmp_path / "a/b"),
-                *flags,
-            ]
-        )
-        == 0
-    )
+    asked = ["--image-path", str(tmp_path / "picture.png"), "--method", method, "--device", "cpu"]
+    assert main(["cam", *asked, "--output-dir", str(tmp_path / "a/b"), *flags]) == 0
     out, err = capsys.readouterr()
     files = [tmp_path / f"a/b/{method}_{name}.jpg" for name in ("cam", "gb", "cam_gb")]
-    assert (
-        sorted((tmp_path / "a/b").iterdir()) == sorted(files)
-        and all(str(file) in out for file in files)
-        and (err == "" or method == "ablationcam")
-    )
+    assert sorted((tmp_path / "a/b").iterdir()) == sorted(files)
+    for file in files:
+        assert str(file) in out
+    if method != "ablationcam":
+        assert err == ""
     how, model = {flag[2:].replace("-", "_"): True for flag in flags}, load_model("scenes-cnn")
     three = cam_pictures(picture, model, method, **how)
     heat, *theirs = script(model, "layer4", np.float32(picture) / 255, method, **how)
     assert alike(three.heat_map, heat) >= 0.9999
-    assert all(
-        alike(mine, other) >= 0.998 for mine, other in zip((three.cam, three.gb, three.cam_gb), theirs)
-    )  # their mean of views does not reach 1
+    for mine, other in zip((three.cam, three.gb, three.cam_gb), theirs):
+        assert alike(mine, other) >= 0.998  # their mean of views does not reach 1
     for file, other in zip(files, theirs):  # a JPEG is a little less
         written = np.asarray(Image.open(file))
-        assert written.shape == (125, 160, 3) and alike(written, other) >= 0.99
+        assert written.shape == (125, 160, 3)
+        assert alike(written, other) >= 0.99
 
 
 def test_cam_smooths_by_the_first_component(tmp_path, monkeypatch):
-    from gradcam_nb import GradCAM, cam_script, load_model
+    from gradcam_nb import GradCAM, load_model
+    from gradcam_nb.ask import input_for, preprocess_of, read_picture
     from gradcam_nb.cli import main
+    from gradcam_nb.compat.pytorch_grad_cam import script as scripted
 
-    drawn = []
-    monkeypatch.setattr(
-        cam_script, "cam_pictures", lambda *args, draw=cam_script.cam_pictures, **how: drawn.append(draw(*args, **how)) or drawn[0]
-    )
-    assert (
-        main(["cam", "--eigen-smooth", "--aug-smooth", "--layer", "layer3", "--target", "dotted star", "--output-dir", str(tmp_path)]) == 0
-    )
-    x, _ = cam_script._taken(load_model("scenes-cnn"), cam_script.read_picture("scene:3"))
-    assert torch.allclose(
-        drawn[0].heat_map, GradCAM(load_model("scenes-cnn"), "layer3")(x, 10, eigen_smooth=True, aug_smooth=True)[0], atol=1e-6
-    )
+    drawn, draw = [], scripted.cam_pictures
+
+    def kept(*args, **how):
+        drawn.append(draw(*args, **how))
+        return drawn[0]
+
+    monkeypatch.setattr(scripted, "cam_pictures", kept)
+    asked = ["--eigen-smooth", "--aug-smooth", "--layer", "layer3", "--target", "dotted star"]
+    assert main(["cam", *asked, "--output-dir", str(tmp_path)]) == 0
+    model, picture = load_model("scenes-cnn"), read_picture("scene:3")
+    x = input_for(model, picture, preprocess_of(model, picture))
+    heat = GradCAM(model, "layer3")(x, 10, eigen_smooth=True, aug_smooth=True)[0]
+    assert torch.allclose(drawn[0].heat_map, heat, atol=1e-6)
 
 
 def test_cam_from_the_shell(tmp_path):
     status, out, err = call("cam", "--image-path", "scene:3", "--use-cuda", "--output-dir", "new", cwd=tmp_path)
-    assert (
-        status == 0
-        and "scenes-cnn saw" in out
-        and sorted(p.name for p in (tmp_path / "new").iterdir()) == ["gradcam_cam.jpg", "gradcam_cam_gb.jpg", "gradcam_gb.jpg"]
-    )
-    assert torch.cuda.is_available() or err == "gradcam-nb: --use-cuda: there is no CUDA device; running on the CPU\n"
+    assert status == 0
+    assert "scenes-cnn saw" in out
+    assert sorted(p.name for p in (tmp_path / "new").iterdir()) == ["gradcam_cam.jpg", "gradcam_cam_gb.jpg", "gradcam_gb.jpg"]
+    if not torch.cuda.is_available():
+        assert err == "gradcam-nb: --use-cuda: there is no CUDA device; running on the CPU\n"
 
 
-SPELLINGS = "gradcam hirescam scorecam gradcam++ ablationcam xgradcam eigencam eigengradcam layercam fullgrad gradcamelementwise kpcacam shapleycam finercam randomcam fem segeigencam refinecam".split()
+SPELLINGS = """gradcam hirescam scorecam gradcam++ ablationcam xgradcam eigencam eigengradcam layercam fullgrad
+               gradcamelementwise kpcacam shapleycam finercam randomcam fem segeigencam refinecam""".split()
 
 
 @pytest.mark.parametrize("method", SPELLINGS)
@@ -276,7 +273,8 @@ def test_cam_knows_the_spelling(method):
         warnings.simplefilter("ignore")  # of random weights a map may be blank
         for how in ({}, dict(target="2", aug_smooth=True)):
             three = cam_pictures(np.random.default_rng(0).random((24, 32, 3)), model, method, **how)
-            assert three.cam.size == three.gb.size == three.cam_gb.size == (32, 24) and three.heat_map.isfinite().all()
+            assert [one.size for one in (three.cam, three.gb, three.cam_gb)] == [(32, 24)] * 3
+            assert three.heat_map.isfinite().all()
 
 
 def test_cam_of_a_transformer_and_of_a_grey_network(folder, tmp_path):
@@ -290,7 +288,9 @@ def test_cam_of_a_transformer_and_of_a_grey_network(folder, tmp_path):
         "the network takes no picture of 500 × 300",
         "guided backpropagation of this network is its plain gradient",
     ]
-    assert three.cam.size == three.cam_gb.size == (224, 224) and three.layers == ["blocks.1.norm1"] and model.training
+    assert [one.size for one in (three.cam, three.cam_gb)] == [(224, 224)] * 2
+    assert three.layers == ["blocks.1.norm1"]
+    assert model.training
     grey = timm.create_model("resnet10t", num_classes=5, in_chans=1)
     assert cam_pictures(folder / "wide.png", grey).gb.size == (500, 300)
 
@@ -320,8 +320,11 @@ def test_cam_bad_input(folder, tmp_path, capsys, monkeypatch, argv, says):
     except SystemExit as stop:
         status = stop.code
     out, err = capsys.readouterr()
-    assert status == 2 and says in err and err.count("\n") == 1, err
-    assert not (tmp_path / "out").exists() and out == ""
+    assert status == 2, err
+    assert says in err, err
+    assert err.count("\n") == 1, err
+    assert not (tmp_path / "out").exists()
+    assert out == ""
 
 
 def test_cam_writes_all_or_none(tmp_path, capsys, monkeypatch):
@@ -335,5 +338,6 @@ def test_cam_writes_all_or_none(tmp_path, capsys, monkeypatch):
         return saved(image, file, *args, **options)
 
     monkeypatch.setattr(Image.Image, "save", full)
-    assert main(["cam", "--output-dir", str(tmp_path)]) == 2 and capsys.readouterr().err == "gradcam-nb: disk full\n"
+    assert main(["cam", "--output-dir", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == "gradcam-nb: disk full\n"
     assert list(tmp_path.iterdir()) == []

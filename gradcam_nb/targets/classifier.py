@@ -6,6 +6,8 @@
 __all__ = ['ClassifierOutputTarget']
 
 # %% ../../nbs/targets/classifier.ipynb #03
+from typing import Any
+
 from torch import Tensor
 
 # %% ../../nbs/targets/classifier.ipynb #08
@@ -26,12 +28,29 @@ class ClassifierOutputTarget:
     ) -> Tensor:  # the score of the class
         if not output.ndim:
             raise ValueError(
-                "target: the model gives a single number for a picture and no class scores; pass BinaryClassifierOutputTarget or RegressionOutputTarget"
+                "target: the model gives a single number for a picture and no class scores; "
+                "pass BinaryClassifierOutputTarget or RegressionOutputTarget"
             )
         classes = output.shape[-1]
         if not 0 <= self.category < classes:
             raise ValueError(f"target: class {self.category} of a model with {classes} classes; pass 0 to {classes - 1}")
         return output[..., self.category]
+
+    @classmethod
+    def offers(
+        cls,
+        output: Any,  # a model's answer to one picture, as a batch
+    ) -> list[dict]:  # each class by its index, which stands for this target wherever one is passed
+        "What can be asked of a classifier: its classes, the likeliest first."
+        # Inside, for `resolve` makes these targets and imports them.
+        from gradcam_nb.targets.resolve import class_scores
+
+        try:
+            scores = class_scores(output)[0]
+        except ValueError:
+            return []
+        order = scores.float().argsort(descending=True, stable=True).tolist()
+        return [dict(target=i, category=i, classes=len(scores)) for i in order]
 
     def __repr__(self):
         return f"ClassifierOutputTarget({self.category})"

@@ -7,6 +7,7 @@ __all__ = ['DetectionTarget']
 
 # %% ../../nbs/targets/detection.ipynb #03
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -39,7 +40,8 @@ class DetectionTarget:
 
         if not isinstance(output, Mapping) or "boxes" not in output:
             raise TypeError(
-                f"target: this model's output for a picture is no dict with boxes (it is {type(output).__name__}); make one of it: lambda output: target(dict(boxes=..., labels=..., scores=...))"
+                f"target: this model's output for a picture is no dict with boxes (it is {type(output).__name__}); "
+                "make one of it: lambda output: target(dict(boxes=..., labels=..., scores=...))"
             )
         boxes = output["boxes"]
         if not len(boxes):
@@ -67,6 +69,22 @@ class DetectionTarget:
             raise ValueError(f"targets: got detection {index} of {n}; pass 0 to {n - 1}")
         label, class_scores = (output[key][index] if key in output else None for key in ("labels", "class_scores"))
         return cls(output["boxes"][index], None if label is None else int(label), class_scores)
+
+    @classmethod
+    def offers(
+        cls,
+        output: Any,  # a detector's answer to one picture: a dict with `boxes`, `labels` and `scores`, or a list of one
+    ) -> list[dict]:  # each box with its label; nothing where the answer has another form
+        "What can be asked of a detector: the boxes that it found, the surest first."
+        found = output[0] if isinstance(output, (list, tuple)) and output else output
+        if not isinstance(found, Mapping) or not {"boxes", "labels", "scores"} <= found.keys():
+            return []
+        offered = []
+        for i in found["scores"].argsort(descending=True).tolist():
+            # Rounded, so that its Python is short and still makes the same target.
+            box, label = [round(edge, 1) for edge in found["boxes"][i].tolist()], int(found["labels"][i])
+            offered.append(dict(target=cls(box, label), category=label, said=f"{found['scores'][i]:.1%}", box=tuple(box)))
+        return offered
 
     def __repr__(self):
         return f"DetectionTarget({[round(edge, 1) for edge in self.box.tolist()]}, {self.label})"

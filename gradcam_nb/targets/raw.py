@@ -6,11 +6,15 @@
 __all__ = ['RawScoresOutputTarget']
 
 # %% ../../nbs/targets/raw.ipynb #04
+from typing import Any
+
 from torch import Tensor
 
 # %% ../../nbs/targets/raw.ipynb #09
 class RawScoresOutputTarget:
     "What the model gives for a picture, as it is where it is one number; more numbers are added."
+
+    last_resort = True  # offered only where no other target offers anything
 
     def __call__(
         self,
@@ -18,9 +22,20 @@ class RawScoresOutputTarget:
     ) -> Tensor:  # the number, or the sum of all
         if not isinstance(output, Tensor):
             raise TypeError(
-                f"target: this model's output for a picture is a {type(output).__name__}; say which part of it to add up: OutputPartTarget('logits', RawScoresOutputTarget())"
+                f"target: this model's output for a picture is a {type(output).__name__}; "
+                "say which part of it to add up: OutputPartTarget('logits', RawScoresOutputTarget())"
             )
         return output.sum()
+
+    @classmethod
+    def offers(
+        cls,
+        output: Any,  # a model's answer to one picture, as a batch
+    ) -> list[dict]:  # nothing where the answer is no tensor of floating point numbers
+        "What can be asked of any tensor: all of it."
+        if not isinstance(output, Tensor) or not output.is_floating_point():
+            return []
+        return [dict(target=cls(), said="all that it answers, added")]
 
     def __repr__(self):
         return "RawScoresOutputTarget()"

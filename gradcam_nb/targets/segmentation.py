@@ -26,7 +26,8 @@ def class_planes(
     if not isinstance(planes, Tensor) or planes.ndim not in (3, 4):
         what = f"a tensor of shape {tuple(planes.shape)}" if isinstance(planes, Tensor) else type(output).__name__
         raise ValueError(
-            f"target: this model's output for a picture has no planes of class scores, K × H × W (it is {what}); make them: lambda output: target(planes_of(output))"
+            f"target: this model's output for a picture has no planes of class scores, K × H × W (it is {what}); "
+            "make them: lambda output: target(planes_of(output))"
         )
     return planes
 
@@ -48,6 +49,14 @@ def _as_mask(mask):
     if not mask.any():
         raise ValueError("mask: it is empty; pass at least one place, or leave it out for the places where the model says this class")
     return mask
+
+
+def _planes_of_classes(output):
+    "The planes of the one picture of a batch, `K × H × W`; None where these are not the planes of a picture and of several classes."
+    planes = scores_in(output)
+    if not isinstance(planes, Tensor) or planes.ndim != 4 or planes.shape[1] < 2 or planes[0, 0].numel() < 2:
+        return None
+    return planes[0]
 
 # %% ../../nbs/targets/segmentation.ipynb #12
 class SemanticSegmentationTarget:
@@ -95,6 +104,37 @@ class SemanticSegmentationTarget:
         "The places, as they are on this picture."
         return SemanticSegmentationTarget(self.category, self.places(output))
 
+    @classmethod
+    def offers(
+        cls,
+        output: Any,  # a segmenter's answer to one picture, as a batch
+    ) -> list[dict]:  # nothing where the answer has no planes of at least two classes
+        "What can be asked of a segmenter: its classes, the one that it sees on most of the picture first."
+        planes = _planes_of_classes(output)
+        if planes is None:
+            return []
+        classes = len(planes)
+        areas = torch.bincount(planes.argmax(0).flatten(), minlength=classes) / planes[0].numel()
+        offered = []
+        for i in areas.argsort(descending=True, stable=True).tolist():
+            said = f"{areas[i]:.1%} of the picture" if areas[i] else "nowhere"
+            offered.append(dict(target=cls(i), category=i, classes=classes, said=said))
+        return offered
+
+    @classmethod
+    def at(
+        cls,
+        output: Any,  # a segmenter's answer to one picture, as a batch
+        x: float,  # in [0, 1), from left to right
+        y: float,  # in [0, 1), from top to bottom
+    ) -> "SemanticSegmentationTarget | None":  # one of those that it offers
+        "The class that a segmenter sees at a place."
+        planes = _planes_of_classes(output)
+        if planes is None:
+            return None
+        height, width = planes.shape[1:]
+        return cls(planes[:, int(y * height), int(x * width)].argmax().item())
+
     def _plane(self, output):
         planes = class_planes(output)
         category = 0 if self.category is None and len(planes) == 1 else self.category
@@ -108,7 +148,8 @@ class SemanticSegmentationTarget:
         size, here = self.size or plane.shape, torch.zeros_like(plane, dtype=torch.float32)
         if not len(self.pixel) == len(size) == plane.ndim or not all(0 <= i < s for i, s in zip(self.pixel, size)):
             raise ValueError(
-                f"mask: got pixel {self.pixel} of a picture of {' × '.join(map(str, size))}; pass (row, column) inside of it, and size= if the picture is larger than the output"
+                f"mask: got pixel {self.pixel} of a picture of {' × '.join(map(str, size))}; "
+                "pass (row, column) inside of it, and size= if the picture is larger than the output"
             )
         here[tuple((2 * i + 1) * out // (2 * s) for i, s, out in zip(self.pixel, size, plane.shape))] = 1
         return here
@@ -119,7 +160,8 @@ class SemanticSegmentationTarget:
             return self.mask.to(plane.device)
         if len(have) != len(want) or have == want[::-1]:
             raise ValueError(
-                f"mask: got {' × '.join(map(str, have))} for an output of {' × '.join(map(str, want))}; pass height × width, the right way round"
+                f"mask: got {' × '.join(map(str, have))} for an output of {' × '.join(map(str, want))}; "
+                "pass height × width, the right way round"
             )
         mask = F.interpolate(self.mask[None, None].to(plane.device), size=want, mode="nearest-exact")[0, 0]
         if not mask.any():
@@ -129,5 +171,9 @@ class SemanticSegmentationTarget:
         return mask
 
     def __repr__(self):
-        where = "" if self.pixel is None and self.mask is None else f", {self.pixel or '×'.join(map(str, self.mask.shape)) + ' mask'}"
+        where = ""
+        if self.pixel is not None:
+            where = f", {self.pixel}"
+        elif self.mask is not None:
+            where = f", {'×'.join(map(str, self.mask.shape))} mask"
         return f"SemanticSegmentationTarget({self.category}{where})"

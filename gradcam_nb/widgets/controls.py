@@ -11,7 +11,8 @@ from traitlets import Bool, Bytes, Dict, Float, Int, List, Unicode
 
 # %% ../../nbs/widgets/controls.ipynb #06
 _LOOK = """
-.gradcam-nb { color: var(--jp-ui-font-color1, #222); font: 13px/1.4 var(--jp-ui-font-family, system-ui, sans-serif); box-sizing: border-box; }
+.gradcam-nb { color: var(--jp-ui-font-color1, #222); font: 13px/1.4 var(--jp-ui-font-family, system-ui, sans-serif);
+  box-sizing: border-box; }
 .gradcam-nb select, .gradcam-nb pre { width: 100%; box-sizing: border-box; color: inherit; background: var(--jp-layout-color1, #fff);
   border: 1px solid var(--jp-border-color1, #bbb); border-radius: 3px; font: 12px/1.5 var(--jp-code-font-family, monospace); }
 .gradcam-nb option:disabled { color: var(--jp-ui-font-color3, #999); font-style: italic; }
@@ -22,7 +23,8 @@ _LOOK = """
 .gradcam-nb img[hidden] { display: none; }
 .gradcam-nb :focus-visible { outline: 2px solid var(--jp-brand-color1, #1976d2); outline-offset: 1px; }
 .gradcam-nb pre { padding: 8px; margin: 0 0 6px; white-space: pre-wrap; user-select: all; }
-.gradcam-nb button { color: inherit; background: var(--jp-layout-color2, #eee); border: 1px solid var(--jp-border-color1, #bbb); border-radius: 3px; padding: 3px 12px; cursor: pointer; }
+.gradcam-nb button { color: inherit; background: var(--jp-layout-color2, #eee); border: 1px solid var(--jp-border-color1, #bbb);
+  border-radius: 3px; padding: 3px 12px; cursor: pointer; }
 """
 
 # %% ../../nbs/widgets/controls.ipynb #07

@@ -9,208 +9,71 @@ __all__ = ['Explorer']
 import html
 from pathlib import Path
 
-from ipywidgets import (
-    HTML,
-    BoundedIntText,
-    Button,
-    Checkbox,
-    Combobox,
-    Dropdown,
-    FileUpload,
-    FloatSlider,
-    HBox,
-    IntProgress,
-    Layout,
-    Tab,
-    Text,
-    VBox,
-)
+from .session import Session
 
 from ..catalogue import list_methods
 from ..samples.networks import MODELS
-from .controls import Choices, PointedPicture
-from .lists import layer_choices, method_choices
+from .board import Board
+from .lists import layer_choices, listed_questions
 from .painting import Panel, png, raw_map
 from .panels import Compare, CopyCode, Measure, Save
-from .session import Session
-from .worker import Worker, in_words
+
+# %% ../../nbs/widgets/explorer.ipynb #a8aeed1b
+OWN = "your model"  # how the list calls a model that was handed over
 
 # %% ../../nbs/widgets/explorer.ipynb #08
-class Explorer(VBox):
+class Explorer(Board):
     "The panel; `explore` makes one."
 
     def __init__(self, model=None, image=None, **how):  # as for `explore`
         self.own, self.how, self.using, self.quiet = model, how, how, False
         self.session = Session(model if model is not None else "scenes-cnn", image if image is not None else "scene:3", **how)
-        self.first, self.worker = self.session.model, Worker(self._progress)
+        self.first = self.session.model
         self.setting = self.explanation = self.panel = None
-        self._make()
-        self._arrange()
+        super().__init__(MODELS if self.first else [*MODELS, OWN], self.first or OWN)
+        self.compare, self.measure, self.copy, self.save = Compare(self, self.method), Measure(self), CopyCode(self), Save(self)
+        self.arrange({"Compare": self.compare, "Measure": self.measure, "Copy code": self.copy, "Save": self.save})
         self._listen()
         self._opened(self.session)
-
-    def _make(self):
-        def wide():
-            return dict(layout=Layout(width="auto"), style={"description_width": "70px"})  # each its own: it may be hidden
-
-        self.sample = Dropdown(
-            options=[("choose …", ""), *((f"scene {i}", f"scene:{i}") for i in range(1, 13))], description="Sample", **wide()
-        )
-        self.path = Text(placeholder="a file, such as photos/dog.jpg", description="File", continuous_update=False, **wide())
-        self.upload = FileUpload(accept="image/*", description="Upload a picture", layout=Layout(width="auto"))
-        self.picture = BoundedIntText(0, 0, len(self.session.pictures) - 1, description="Picture", **wide())
-        self.model = Combobox(
-            value=self.session.model or "your model",
-            options=[*MODELS, *([] if self.session.model else ["your model"])],
-            description="Model",
-            continuous_update=False,
-            **wide(),
-        )
-        self.target = Choices(label="Target", rows=7)
-        self.search = Combobox(placeholder="search a class by name", description="Search", continuous_update=False, **wide())
-        self.method = Choices(label="Method", options=method_choices(), value=["GradCAM"], rows=9)
-        self.about = HTML()
-        self.layer = Choices(label="Layer (with Ctrl: several, fused)", multiple=True, rows=10)
-        self.fusion = Dropdown(options=["mean", "max", "product", "sum"], description="Fusion", **wide())
-        self.aug, self.eigen = (
-            Checkbox(False, description=text, indent=False, layout=Layout(width="auto"))
-            for text in ("smooth by changed copies", "first component")
-        )
-        self.opacity, self.threshold = (
-            FloatSlider(value, min=0, max=1, step=0.01, description=text, readout_format=".2f", layout=Layout(width="260px"))
-            for value, text in ((0.5, "Opacity"), (0, "Threshold"))
-        )
-        self.colormap = Dropdown(
-            options=["turbo", "viridis", "magma", "inferno", "cividis", "jet", "gray", "coolwarm"],
-            description="Colours",
-            layout=Layout(width="220px"),
-        )
-        self.shown = [PointedPicture() for _ in range(3)]
-        self.titles, self.reading, self.status, self.error = [HTML() for _ in range(3)], HTML(), HTML(), HTML()
-        self.bar, self.stop = (
-            IntProgress(0, 0, 1, layout=Layout(width="200px")),
-            Button(description="Stop", icon="stop", tooltip="end the run", layout=Layout(width="90px")),
-        )
-        self.compare, self.measure, self.copy, self.save = Compare(self, self.method), Measure(self), CopyCode(self), Save(self)
-
-    def _arrange(self):
-        row = Layout(flex_flow="row wrap", align_items="center")
-        asked = VBox(
-            [
-                self.model,
-                self.sample,
-                self.path,
-                self.upload,
-                self.picture,
-                self.target,
-                self.search,
-                self.method,
-                self.about,
-                self.layer,
-                self.fusion,
-                self.aug,
-                self.eigen,
-            ],
-            layout=Layout(flex="1 1 280px", min_width="0", padding="0 12px 0 0"),
-        )
-        pictures = HBox(
-            [
-                VBox([title, shown], layout=Layout(flex="1 1 180px", min_width="0", max_width="400px", padding="0 8px 0 0"))
-                for title, shown in zip(self.titles, self.shown)
-            ],
-            layout=Layout(flex_flow="row wrap"),
-        )
-        tabs = Tab([self.compare, self.measure, self.copy, self.save], titles=["Compare", "Measure", "Copy code", "Save"])
-        came = VBox(
-            [
-                HBox([self.status, self.bar, self.stop], layout=row),
-                self.error,
-                pictures,
-                self.reading,
-                HBox([self.opacity, self.threshold, self.colormap], layout=row),
-                tabs,
-            ],
-            layout=Layout(flex="3 1 520px", min_width="0"),
-        )
-        super().__init__([HBox([asked, came], layout=Layout(flex_flow="row wrap", align_items="flex-start"))])
 
     def _listen(self):
         def hear(widget, trait, call):
             widget.observe(self.safely(lambda change: call(change.new)), trait)
+
+        def typed(call):
+            "The same call, where there are words."
+            return lambda words: call(words.strip()) if words.strip() else None
 
         for control in (self.method, self.layer, self.target, self.fusion, self.aug, self.eigen):
             hear(control, "value", self._asked)
         for control in (self.opacity, self.threshold, self.colormap):
             hear(control, "value", lambda _: self.paint())
         for shown in self.shown:
-            hear(shown, "over", self._read), hear(shown, "clicked", self._pick)
-        hear(self.sample, "value", lambda name: name and self._open(images=name))
-        hear(self.path, "value", lambda path: path.strip() and self._open(images=path.strip()))
-        hear(self.upload, "value", lambda files: files and self._open(images={files[0]["name"]: bytes(files[0]["content"])}))
-        hear(self.model, "value", lambda name: name.strip() and self._open(model=name.strip()))
+            hear(shown, "over", self._read)
+            hear(shown, "clicked", self._pick)
+        hear(self.sample, "value", typed(lambda name: self._open(images=name)))
+        hear(self.path, "value", typed(lambda path: self._open(images=path)))
+        hear(self.model, "value", typed(lambda name: self._open(model=name)))
+        hear(self.upload, "value", self._uploaded)
         hear(self.picture, "value", lambda _: self._turned())
-        hear(self.search, "value", self._searched)
-        self.stop.on_click(lambda _: self.worker.stop())
+        hear(self.search, "value", typed(self._searched))
 
-    def safely(self, call):
-        "The same call; an error stands in the panel, and is never a traceback."
-
-        def act(*given):
-            try:
-                call(*given)
-            except Exception as error:
-                self.say(in_words(error))
-
-        return act
-
-    def say(self, text: str):
-        "An error, in the panel."
-        self.error.value = (
-            f"<div role='alert' style='border-left:3px solid var(--jp-error-color1,#d32f2f);padding:2px 8px;margin:4px 0'>{html.escape(text)}</div>"
-            if text
-            else ""
-        )
-
-    def run(
-        self,
-        label: str,  # what is going on
-        job,  # the work; in the worker's thread
-        done,  # what came of it; in this thread
-    ):
-        "Run what may take long, with progress and a way to stop."
-
-        def ended(found, heard):
-            self._idle()
-            self.say("; ".join(dict.fromkeys(heard)))
-            done(found)
-
-        def failed(error):
-            self._idle()
-            self.say(in_words(error))
-
-        self.status.value = f"<div role='status'>{html.escape(label)} …</div>"
-        self.stop.disabled = False
-        self.worker.start(job, ended, failed)
-
-    def _idle(self):
-        self.stop.disabled, self.bar.layout.visibility, self.status.value = True, "hidden", ""
-
-    def _progress(self, label, rows, total, seconds):
-        self.bar.max, self.bar.value, self.bar.layout.visibility = total, rows, "visible"
-        left = f", about {seconds / rows * (total - rows):.0f} s left" if rows and seconds > 1 else ""
-        self.status.value = f"<div role='status'>{html.escape(label)}: {rows:,} of {total:,} passes{left}</div>"
+    def _uploaded(self, files):
+        if files:
+            self._open(images={files[0]["name"]: bytes(files[0]["content"])})
 
     def _open(self, model=None, images=None):
         "Another model with the same pictures, or another picture with the same model."
         before, using = self.session, self.using
         if model:
-            using = self.how if model in ("your model", self.first) else {}
+            using = self.how if model in (OWN, self.first) else {}
 
         def make():
-            found = Session(self.own if model == "your model" else model or before.network, before.pictures if model else images, **using)
             if model:
+                found = Session(self.own if model == OWN else model, before.pictures, **using)
                 found.sources = before.sources
             else:
+                found = Session(before.network, images, **using)
                 found.model = before.model
             return found
 
@@ -233,19 +96,19 @@ class Explorer(VBox):
         "Another picture of the same session."
         asked = self.session.questions(self.picture.value)
         self.quiet = True
-        self.target.options = [dict(value=one.code, label=one.label) for one in asked[:10]]
+        self.target.options = [dict(value=one.code, label=one.label) for one in listed_questions(asked)]
         self.target.value, self.search.options = [asked[0].code], [one.label for one in asked]
         self.panel = Panel(self.session.pictures[self.picture.value], self.session.region(self.picture.value))
         self.quiet = False
         self._asked()
 
     def _searched(self, words):
-        text = words.strip().lower()
         asked = self.session.questions(self.picture.value)
-        found = [one for one in asked if one.label.lower() == text] or [one for one in asked if text in one.label.lower()]
-        if text and found:
+        called = [one for one in asked if one.label.lower() == words.lower()]
+        found = called or [one for one in asked if words.lower() in one.label.lower()]
+        if found:
             self._ask(found[0])
-        elif text:
+        else:
             self.say(f"target: no class is called {words!r}")
 
     def _ask(self, asked):
@@ -261,50 +124,48 @@ class Explorer(VBox):
         if not self.method.value or not self.layer.value or not self.target.value:
             return self.say("method, layer, target: choose one of each")
         asked = next(one for one in self.session.questions(self.picture.value) if one.code == self.target.value[0])
-        method = list_methods()[self.method.value[0]]
-        self.about.value = f"<div style='line-height:1.4'>{html.escape((method.__doc__ or '').splitlines()[0])}<br><i>{html.escape(method.cost)}; {html.escape(method.paper or 'a yardstick')}</i></div>"
+        self._describe(self.method.value[0])
         self.fusion.layout.display = None if len(self.layer.value) > 1 else "none"
-        setting = self.session.setting(
-            self.picture.value,
-            self.method.value[0],
-            self.layer.value,
-            asked,
-            aug_smooth=self.aug.value,
-            eigen_smooth=self.eigen.value,
-            fusion=self.fusion.value,
-        )
+        how = dict(aug_smooth=self.aug.value, eigen_smooth=self.eigen.value, fusion=self.fusion.value)
+        setting = self.session.setting(self.picture.value, self.method.value[0], self.layer.value, asked, **how)
         session = self.session
         if setting in session.kept:
-            self.say(""), self.worker.stop(), self._idle(), self._came(setting, session.explain(setting))
+            self.say("")
+            self.worker.stop()
+            self.idle()
+            self._came(setting, session.explain(setting))
         else:
             self.run(setting.method, lambda: session.explain(setting), lambda explanation: self._came(setting, explanation))
 
+    def _describe(self, name):
+        "What a method does, in the line below the list."
+        method = list_methods()[name]
+        does, costs = (method.__doc__ or "").splitlines()[0], f"{method.cost}; {method.paper or 'a yardstick'}"
+        self.about.value = f"<div style='line-height:1.4'>{html.escape(does)}<br><i>{html.escape(costs)}</i></div>"
+
     def _came(self, setting, explanation):
         self.setting, self.explanation = setting, explanation
-        boxes = [self.session.box(setting.picture, one) for one in self.session.questions(setting.picture)[:10] if one.box]
+        listed = listed_questions(self.session.questions(setting.picture))
+        boxes = [self.session.box(setting.picture, one) for one in listed if one.box]
         self.shown[0].value = png(self.panel.plain(boxes, self.session.box(setting.picture, setting.asked)))
         self.paint()
-
-    @property
-    def colours(self):
-        return dict(colormap=self.colormap.value, opacity=self.opacity.value, threshold=self.threshold.value)
 
     def paint(self):
         "The map at hand in the colours at hand; nothing is run."
         if self.explanation is None:
             return
-        heat, asked, setting = self.explanation.heat_map, self.setting.asked, self.setting
+        heat, setting = self.explanation.heat_map, self.setting
         self.shown[1].value = png(self.panel.painted(heat, **self.colours))
         self.shown[2].value = png(raw_map(heat, self.colormap.value, self.threshold.value))
-        where = f"{setting.method} at {' + '.join(setting.layers)}"
-        for title, shown, text in zip(
-            self.titles, self.shown, (Path(self.session.sources[setting.picture].strip("'")).name, asked.label, where)
-        ):
+        picture = Path(self.session.sources[setting.picture].strip("'")).name
+        titles = picture, setting.asked.label, f"{setting.method} at {' + '.join(setting.layers)}"
+        for title, shown, text in zip(self.titles, self.shown, titles):
             title.value, shown.alt = f"<b>{html.escape(text)}</b>", text
         self.copy.paint()
         self.compare.paint()
 
     def _at(self, over):
+        "A place in the picture's pixels."
         width, height = self.panel.size
         return over[0] * width, over[1] * height
 
@@ -314,8 +175,10 @@ class Explorer(VBox):
             return
         x, y = self._at(over)
         value, there = self.panel.value(self.explanation.heat_map, x, y), self.session.asked_at(self.setting.picture, x, y)
-        number = "the network does not see this place" if value is None else f"heat {value:.2f}"
-        self.reading.value = f"<div role='status'>x {x:.0f}, y {y:.0f}: {number}{', ' + html.escape(there.label) if there else ''}</div>"
+        said = "the network does not see this place" if value is None else f"heat {value:.2f}"
+        if there:
+            said += f", {html.escape(there.label)}"
+        self.reading.value = f"<div role='status'>x {x:.0f}, y {y:.0f}: {said}</div>"
 
     def _pick(self, clicked):
         "Ask about what was clicked: a box, or a segmenter's class."

@@ -27,12 +27,10 @@ class Panel:
         side: int = 400,  # the longer side on the screen, in pixels; a smaller picture stays as it is
     ):
         self.scale = min(1, side / max(picture.size))
-        self.size = picture.size
-        self.small = (
-            picture
-            if self.scale == 1
-            else picture.resize([max(1, round(edge * self.scale)) for edge in picture.size], Image.Resampling.LANCZOS)
-        )
+        self.size, self.small = picture.size, picture
+        if self.scale < 1:
+            size = [max(1, round(edge * self.scale)) for edge in picture.size]
+            self.small = picture.resize(size, Image.Resampling.LANCZOS)
         x, y = (small / whole for small, whole in zip(self.small.size, picture.size))
         self.region = tuple(edge * by for edge, by in zip(region, (x, y, x, y)))
 
@@ -45,9 +43,8 @@ class Panel:
         image = self.small.copy()
         draw = ImageDraw.Draw(image)
         for box in boxes:
-            draw.rectangle(
-                [edge * self.scale for edge in box], outline="#ffd500" if box == chosen else "white", width=3 if box == chosen else 1
-            )
+            look = dict(outline="#ffd500", width=3) if box == chosen else dict(outline="white", width=1)
+            draw.rectangle([edge * self.scale for edge in box], **look)
         return image
 
     def painted(self, heat_map: Tensor, **colours) -> Image.Image:
@@ -62,12 +59,11 @@ class Panel:
     ) -> float | None:  # None where the map does not lie
         "The map's number at a place of the picture."
         left, top, right, bottom = (edge / self.scale for edge in self.region)
-        row, column = (
-            int((at - start) / (end - start) * side)
-            for at, start, end, side in ((y, top, bottom, heat_map.shape[0]), (x, left, right, heat_map.shape[1]))
-        )
-        inside = left <= x < right and top <= y < bottom
-        return heat_map[min(row, heat_map.shape[0] - 1), min(column, heat_map.shape[1] - 1)].item() if inside else None
+        if not (left <= x < right and top <= y < bottom):
+            return None
+        height, width = heat_map.shape
+        row, column = int((y - top) / (bottom - top) * height), int((x - left) / (right - left) * width)
+        return heat_map[min(row, height - 1), min(column, width - 1)].item()
 
 # %% ../../nbs/widgets/painting.ipynb #09
 def png(image: Image.Image) -> bytes:
@@ -95,12 +91,18 @@ def table_of_pictures(
 ) -> str:  # HTML
     "A table of pictures with named rows and columns."
     columns = list(dict.fromkeys(name for row in rows.values() for name in row))
+
+    def cell(row, column):
+        source = f"data:image/png;base64,{b64encode(png(rows[row][column])).decode()}"
+        alt = f"{html.escape(row)} at {html.escape(column)}"
+        return f"<td style='padding:2px'><img alt='{alt}' style='width:132px;display:block' src='{source}'></td>"
+
+    def line(row):
+        name = f"<th scope='row' style='text-align:right;padding:2px 6px'>{html.escape(row)}</th>"
+        return f"<tr>{name}{''.join(cell(row, column) for column in columns)}</tr>"
+
+    said = f"<caption style='text-align:left;padding:4px 0'>{html.escape(caption)}</caption>"
     head = "".join(f"<th scope='col' style='font-weight:600;padding:2px 6px'>{html.escape(name)}</th>" for name in columns)
-    cell = lambda row, column, image: (
-        f"<td style='padding:2px'><img alt='{html.escape(row)} at {html.escape(column)}' style='width:132px;display:block' src='data:image/png;base64,{b64encode(png(image)).decode()}'></td>"
-    )
-    body = "".join(
-        f"<tr><th scope='row' style='text-align:right;padding:2px 6px'>{html.escape(name)}</th>{''.join(cell(name, column, row[column]) for column in columns)}</tr>"
-        for name, row in rows.items()
-    )
-    return f"<div style='overflow-x:auto'><table style='border-collapse:collapse'><caption style='text-align:left;padding:4px 0'>{html.escape(caption)}</caption><tr><td></td>{head}</tr>{body}</table></div>"
+    body = "".join(map(line, rows))
+    table = f"<table style='border-collapse:collapse'>{said}<tr><td></td>{head}</tr>{body}</table>"
+    return f"<div style='overflow-x:auto'>{table}</div>"

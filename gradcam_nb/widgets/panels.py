@@ -54,10 +54,11 @@ class Compare(VBox):
         "The table in the colours at hand."
         if self.found is None:
             return
-        paint = lambda heat: self.explorer.panel.painted(heat, **self.explorer.colours)
-        self.table.value = table_of_pictures(
-            {method: {layer: paint(heat) for layer, heat in row.items()} for method, row in self.found.items()}, self.caption
-        )
+
+        def painted(heats):
+            return {layer: self.explorer.panel.painted(heat, **self.explorer.colours) for layer, heat in heats.items()}
+
+        self.table.value = table_of_pictures({method: painted(heats) for method, heats in self.found.items()}, self.caption)
 
 # %% ../../nbs/widgets/panels.ipynb #11
 class Measure(VBox):
@@ -75,9 +76,13 @@ class Measure(VBox):
         super().__init__([HBox([self.metric, self.button], layout=Layout(flex_flow="row wrap")), self.about, self.table])
 
     def describe(self):
+        "What the metric measures, and where it misleads."
         kind = list_metrics()[self.metric.value]
         better = "higher" if getattr(kind, "higher_is_better", True) else "lower"
-        self.about.value = f"<div style='max-width:640px'>{html.escape(' '.join((kind.__doc__ or '').split(chr(10) + chr(10))[0].split()))} <b>{better} is better.</b> {html.escape(str(kind.misleads or ''))}</div>"
+        first_paragraph, *_ = (kind.__doc__ or "").split("\n\n")
+        measures, misleads = " ".join(first_paragraph.split()), str(kind.misleads or "")
+        words = f"{html.escape(measures)} <b>{better} is better.</b> {html.escape(misleads)}"
+        self.about.value = f"<div style='max-width:640px'>{words}</div>"
 
     def measure(self):
         from pandas import DataFrame

@@ -49,19 +49,25 @@ def method_images(
 
 # %% ../../nbs/widgets/picker.ipynb #13
 def picker(
-    images: dict,  # the choices -> a picture (what `read_image` reads), for each combination: `{(method, layer): image}`, or `{layer: image}` for one choice
+    images: dict,  # the choices -> a picture, for each combination: `{(method, layer): image}`, for one choice `{layer: image}`
     *labels: str,  # the name of each choice, such as "method", "layer"
     start=None,  # the combination to begin with; left out: the first
     size: int = 256,  # at most so many pixels are a picture's longer side; a smaller one is enlarged to it
     about: str = "heat map",  # what the pictures show, for those who cannot see them
 ):  # an ipywidgets box
-    "Menus that choose among pictures, with no kernel. Raises `ValueError` where a combination has no picture."
+    """Menus that choose among pictures, with no kernel.
+
+    A picture is what `read_image` reads. Raises `ValueError` where a combination has no picture.
+    """
     from ipywidgets import HTML, Box, Dropdown, Layout, Stack, VBox, jslink
 
     images, choices = _choices(images)
     if len(labels) != len(choices):
         raise ValueError(f"labels: got {labels} for {len(choices)} choices; pass a name for each")
-    start = next(iter(images)) if start is None else start if isinstance(start, tuple) else (start,)
+    if start is None:
+        start = next(iter(images))
+    elif not isinstance(start, tuple):
+        start = (start,)
     if start not in images:
         raise ValueError(f"start: no picture for {start}; pass one of the keys of images")
     menus = [
@@ -71,7 +77,8 @@ def picker(
 
     def stacked(key):
         if len(key) == len(choices):
-            return HTML(_img(images[key], size, f"{about}: " + ", ".join(map(" ".join, zip(labels, key)))))
+            chosen = ", ".join(f"{label} {option}" for label, option in zip(labels, key))
+            return HTML(_img(images[key], size, f"{about}: {chosen}"))
         menu = menus[len(key)]
         stack = Stack([stacked((*key, option)) for option in menu.options], selected_index=menu.index)
         jslink((menu, "index"), (stack, "selected_index"))
@@ -81,7 +88,8 @@ def picker(
 
 # %% ../../nbs/widgets/picker.ipynb #14
 # The widget manager's own text and arrow are black, on a dark page too, and it hides where the keyboard is.
-_STYLE = """<style>.gradcam-picker.jupyter-widgets, .gradcam-picker .jupyter-widgets, .gradcam-picker .jupyter-widgets .widget-label, .gradcam-picker select {color: inherit}
+_STYLE = """<style>.gradcam-picker.jupyter-widgets, .gradcam-picker .jupyter-widgets,
+.gradcam-picker .jupyter-widgets .widget-label, .gradcam-picker select {color: inherit}
 .gradcam-picker select {background: transparent; border: 1px solid currentColor; appearance: auto}
 .gradcam-picker select:focus-visible {outline: 2px solid !important}
 .gradcam-picker .jupyter-widgets select:-moz-focusring {color: inherit; text-shadow: none}
@@ -118,7 +126,8 @@ def _img(image, size, alt):
     # A third of a PNG. Colour is kept at every pixel, for it is what a heat map tells.
     image.save(stored := BytesIO(), "JPEG", quality=92, subsampling=0)
     width = round(size * image.width / max(image.size))
-    return f'<img alt="{html.escape(alt)}" style="width: {width}px; max-width: 100%" src="data:image/jpeg;base64,{b64encode(stored.getvalue()).decode()}">'
+    source = f"data:image/jpeg;base64,{b64encode(stored.getvalue()).decode()}"
+    return f'<img alt="{html.escape(alt)}" style="width: {width}px; max-width: 100%" src="{source}">'
 
 # %% ../../nbs/widgets/picker.ipynb #18
 def picker_figure(
@@ -147,7 +156,6 @@ def picker_figure(
         write.text((0, top), ", ".join(row), "black", font)
         for x, column in enumerate(columns):
             sheet.paste(small[(*row, column)], (x * (size + 4), top + above))
-    palette = sheet.resize((sheet.width // 4, sheet.height // 4)).quantize(
-        96, kmeans=1
-    )  # the colours of a few places, for all would take a second
+    # The colours of a few places, for all would take a second.
+    palette = sheet.resize((sheet.width // 4, sheet.height // 4)).quantize(96, kmeans=1)
     return sheet.quantize(palette=palette, dither=Image.Dither.NONE)

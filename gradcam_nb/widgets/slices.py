@@ -33,17 +33,20 @@ def slice_images(
     heat_map = torch.as_tensor(heat_map).detach().cpu()
     if volume.ndim != 3 or volume.shape != heat_map.shape:
         raise ValueError(
-            f"volume: got shape {tuple(volume.shape)} with a heat map of {tuple(heat_map.shape)}; pass one volume D × H × W, such as volume[0, 0], and its map"
+            f"volume: got shape {tuple(volume.shape)} with a heat map of {tuple(heat_map.shape)}; "
+            "pass one volume D × H × W, such as volume[0, 0], and its map"
         )
     if not -3 <= axis < 3:
         raise ValueError(f"axis: got {axis}; pass 0, 1 or 2")
     if every < 1:
         raise ValueError(f"every: got {every}; pass 1 or more")
-    grey = stretch(volume[None])[0].mul(255).to(torch.uint8).movedim(axis, 0)[::every]
-    return [_pair(Image.fromarray(plane.numpy()), heat, size, options) for plane, heat in zip(grey, heat_map.movedim(axis, 0)[::every])]
+    grey = stretch(volume[None])[0].mul(255).to(torch.uint8)
+    planes, heats = (t.movedim(axis, 0)[::every] for t in (grey, heat_map))
+    return [_pair(Image.fromarray(plane.numpy()), heat, size, options) for plane, heat in zip(planes, heats)]
 
 # %% ../../nbs/widgets/slices.ipynb #09
 def _pair(plane, heat, size, options):
+    "A slice, and beside it the same with its map."
     factor = size / max(plane.size)
     plane = plane.convert("RGB").resize([max(1, round(side * factor)) for side in plane.size], Image.Resampling.NEAREST)
     pair = Image.new("RGB", (2 * plane.width + 4, plane.height), "white")
