@@ -12,7 +12,7 @@ SETTING = $(shell $(BIN)/python -c "import configparser as c; p = c.ConfigParser
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: demo test test-all lab book env dev browser lists step notebooks notebooks-all pytest pytest-all screenshots bench clean
+.PHONY: demo test test-all lab book env dev browser lists outputs step notebooks notebooks-all pytest pytest-all screenshots bench clean
 .NOTPARALLEL:
 demo: $(RUN)
 	$(BIN)/gradcam-nb demo --out output
@@ -50,6 +50,10 @@ test-all: $(DEV)
 # `__all__`, the README's tables, llms.txt.
 lists: $(DEV)
 	$(BIN)/python book/make_lists.py
+
+# Run PAGES and store their outputs.
+outputs: $(DEV)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python book/store_outputs.py $(PAGES)
 
 # The code is laid out, the modules, the notebooks and the lists say the same, and the notebooks are clean.
 step: $(DEV)
