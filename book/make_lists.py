@@ -6,11 +6,11 @@
 """
 
 import ast
+import json
 import re
 import sys
 from pathlib import Path
 
-import nbformat
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -125,7 +125,8 @@ def described(page: str) -> str:
     if page.endswith(".qmd"):
         title, summary = re.search(r"^# ([^{\n]+)", (ROOT / page).read_text(encoding="utf-8"), re.M)[1].strip(), ""
     else:
-        text = "\n".join(cell.source for cell in nbformat.read(ROOT / page, 4).cells if cell.cell_type == "markdown")
+        cells = json.loads((ROOT / page).read_text(encoding="utf-8"))["cells"]
+        text = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
         title = re.search(r"^# (.+)$", text, re.M)[1].strip()
         summary = re.search(r"^> (.+)$", text, re.M)[1].strip()
     address = re.sub(r"[.](ipynb|qmd)$", ".html", page)

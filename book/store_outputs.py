@@ -2,7 +2,8 @@
 
     python book/store_outputs.py [--all] page ...
 
-Cells flagged slow, net or cuda keep the outputs that they have; `--all` runs them too. What a widget shows needs a kernel, and is not stored.
+Cells flagged slow, net or cuda keep the outputs that they have; `--all` runs them too. What a widget
+shows needs a kernel, and is not stored.
 """
 
 import argparse
@@ -28,7 +29,8 @@ def store(page: Path, flags: list[str]):
         if cell.cell_type == "code" and flagged.search(cell.source):
             skipped[number] = cell.source, cell.outputs
             cell.source = ""
-    NotebookClient(notebook, timeout=None, kernel_name="python3", resources={"metadata": {"path": str(page.parent)}}).execute()
+    resources = {"metadata": {"path": str(page.parent)}}
+    NotebookClient(notebook, timeout=None, kernel_name="python3", coalesce_streams=True, resources=resources).execute()
     for number, (source, outputs) in skipped.items():
         notebook.cells[number].update(source=source, outputs=outputs)
     for cell in notebook.cells:

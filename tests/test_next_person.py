@@ -182,8 +182,7 @@ assert "MedianCAM" in [choice["value"] for choice in method_choices()]
         assert Path(section(kind)["page"]).with_suffix(".html").as_posix() in llms
 
 
-def test_without_a_line_of_its_own_it_is_not_in_step(copy):
-    """A list by hand that was not made anew is found."""
+def test_a_list_that_was_not_made_anew_is_found(copy):
     before = (copy.root / "README.md").read_text(encoding="utf-8")
     (copy.root / "README.md").write_text(before.replace("the median of their gradient", "something else"), encoding="utf-8")
     said = copy.run(sys.executable, "tests/in_step.py", check=False)
