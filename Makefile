@@ -62,10 +62,10 @@ step: $(DEV)
 	$(BIN)/python tests/in_step.py
 
 notebooks: $(DEV)
-	OMP_NUM_THREADS=1 PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/run_pages.py $(PAGES)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/run_pages.py $(PAGES)
 
 notebooks-all: $(DEV)
-	OMP_NUM_THREADS=1 PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/run_pages.py --all $(PAGES)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/run_pages.py --all $(PAGES)
 
 # A worker takes whole files, in the order of tests/conftest.py: else those with few tests come last, and some of them are long.
 PYTEST = PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder

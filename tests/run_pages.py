@@ -42,7 +42,7 @@ def pages(named):
 
 
 def name_of(page):
-    return page.relative_to(ROOT).as_posix()
+    return Path(os.path.relpath(page, ROOT)).as_posix()
 
 
 def preload():
@@ -137,7 +137,7 @@ def main():
     parser.add_argument("--workers", type=int, default=2, help="how many pages at a time")
     parser.add_argument("--keep", action="store_true", help=f"write {KEPT.relative_to(ROOT)}, the order of a fresh clone")
     asked = parser.parse_args()
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ["OMP_NUM_THREADS"] = "1"  # pages share the machine; and numpy would start a thread that a fork does not have
     settings = configparser.ConfigParser()
     settings.read(ROOT / "settings.ini", encoding="utf-8")
     flags = settings["DEFAULT"]["tst_flags"].split()
@@ -145,12 +145,12 @@ def main():
     preload()
     began = time.monotonic()
     took, failed = run(pages(asked.pages), asked.workers, flags, forced)
-    print(f"{len(took)} pages in {time.monotonic() - began:.0f} s, {sum(took.values()):.0f} s of them all")
+    print(f"{len(took)} pages in {time.monotonic() - began:.0f} s; one after the other {sum(took.values()):.0f} s")
     if not asked.all:
-        if LAST.parent.is_dir():
-            LAST.write_text(json.dumps(seconds() | took, indent=0, sort_keys=True), encoding="utf-8")
-        if asked.keep:
-            KEPT.write_text(json.dumps(took, indent=0, sort_keys=True) + "\n", encoding="utf-8")
+        known = {name: value for name, value in (seconds() | took).items() if (ROOT / name).is_file()}
+        for file, wanted in ((LAST, LAST.parent.is_dir()), (KEPT, asked.keep)):
+            if wanted:
+                file.write_text(json.dumps(known, indent=0, sort_keys=True) + "\n", encoding="utf-8")
     for name, said in failed.items():
         print(f"\n{name} failed, {said}")
     if failed:
