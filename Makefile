@@ -1,4 +1,5 @@
-# make demo: explain a bundled picture.  make test: everything that CI checks.  make lab: JupyterLab.
+# make demo: explain a bundled picture.  make test: everything that CI checks.  make lab: JupyterLab.  make lists: write what can be
+# known from the rest.  make test-all: every cell of every page too; hours, weekly.
 # The environment is .venv in this folder. A stamp named after a hash of what it is made from says that it is ready.
 PYTHON ?= python3.11
 PYTHON := $(shell command -v $(PYTHON) 2>/dev/null || command -v python3)
@@ -11,7 +12,8 @@ SETTING = $(shell $(BIN)/python -c "import configparser as c; p = c.ConfigParser
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: demo test lab book env dev browser step notebooks pytest screenshots bench clean
+.PHONY: demo test test-all lab book env dev browser lists outputs step notebooks notebooks-all pytest pytest-all screenshots bench clean
+.NOTPARALLEL:
 demo: $(RUN)
 	$(BIN)/gradcam-nb demo --out output
 
@@ -38,17 +40,41 @@ browser:
 lab: $(DEV)
 	$(BIN)/jupyter lab --notebook-dir nbs
 
-test: step notebooks pytest
+# Both print the most memory that they held at once, in all their processes; the first fails above 6 GB.
+test: $(DEV)
+	@$(BIN)/python tests/peak_memory.py --limit 6 $(MAKE) --no-print-directory step notebooks pytest
 
-# The modules and the notebooks say the same, and the notebooks are clean.
+test-all: $(DEV)
+	@$(BIN)/python tests/peak_memory.py $(MAKE) --no-print-directory step notebooks-all pytest-all
+
+# `__all__`, the README's tables, llms.txt.
+lists: $(DEV)
+	$(BIN)/python book/make_lists.py
+
+# Run PAGES and store their outputs.
+outputs: $(DEV)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python book/store_outputs.py $(PAGES)
+
+# The code is laid out, the modules, the notebooks and the lists say the same, and the notebooks are clean.
 step: $(DEV)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/python tests/in_step.py
 
 notebooks: $(DEV)
-	OMP_NUM_THREADS=1 PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/nbdev_test --n_workers 2 --do_print --timing
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/run_pages.py $(PAGES)
+
+notebooks-all: $(DEV)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/run_pages.py --all $(PAGES)
+
+# A worker takes whole files, in the order of tests/conftest.py: else those with few tests come last, and some of them are long.
+PYTEST = PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 pytest: $(DEV)
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -n 2 --dist loadfile
+	$(PYTEST) -m "not slow"
+
+pytest-all: $(DEV)
+	$(PYTEST)
 
 # The pictures in the book that show a browser.
 screenshots: $(DEV)

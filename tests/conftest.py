@@ -10,10 +10,16 @@ from browser import chromium, new_page, offline_page  # noqa: F401  fixtures
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("GRADCAM_NB_DATA", ROOT.parent / "shared" / "data"))
+# Long, and each in one piece: what begins with them does not end with one worker waiting for the other.
+FIRST = ["test_browser_lab.py", "test_browser_book.py", "test_newcomer.py", "test_next_person.py"]
 
 
 def pytest_configure():
     torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: FIRST.index(item.path.name) if item.path.name in FIRST else len(FIRST))
 
 
 @pytest.fixture(scope="session")

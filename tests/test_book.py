@@ -29,11 +29,17 @@ def headings(path):
     return [(len(marks), title.strip()) for marks, title in re.findall(r"^(#{1,6}) (.+)$", prose(path), re.M)]
 
 
+def sections(path):
+    """The names by which a page's sections are linked."""
+    return {re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-") for _, title in headings(path)}
+
+
 def bibliography():
     """key -> the paper's arXiv number or DOI."""
     found = {}
     for key, body in re.findall(r"^@\w+\{([^,]+),\n(.*?)^\}", (ROOT / "references.bib").read_text(encoding="utf-8"), re.M | re.S):
-        assert key not in found and {"author", "title", "year"} <= set(re.findall(r"^  (\w+) =", body, re.M)), key
+        assert key not in found, f"{key} stands there twice"
+        assert {"author", "title", "year"} <= set(re.findall(r"^  (\w+) =", body, re.M)), key
         assert body.count("{") == body.count("}"), key
         found[key] = re.search(r"(?:doi|eprint) = \{([^}]+)\}", body)[1]
     return found
@@ -44,7 +50,8 @@ def test_headings(path):
     """One title, in front; no level is left out; no two sections of a page have one name."""
     found = headings(path)
     levels = [level for level, _ in found]
-    assert levels and levels[0] == 1 and levels.count(1) == 1
+    assert levels[:1] == [1]
+    assert levels.count(1) == 1
     assert all(below - above <= 1 for above, below in zip(levels, levels[1:]))
     assert len({title for _, title in found}) == len(found)
 
@@ -66,11 +73,10 @@ def test_links_and_pictures(path):
         file = (path.parent / page).resolve() if page else path
         assert file.exists(), f"{target} leads nowhere"
         if section:
-            assert section in {re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-") for _, title in headings(file)}, (
-                f"{target}: no such section"
-            )
+            assert section in sections(file), f"{target}: no such section"
     for alt, target in IMAGE.findall(text):
-        assert alt.strip() and (path.parent / target).exists(), target
+        assert alt.strip(), f"{target}: say what is on it"
+        assert (path.parent / target).exists(), f"{target} leads nowhere"
     assert len(re.findall(r"^:::", text, re.M)) % 2 == 0
     assert not re.search(r"(?<![\w/])@(fig|tbl|sec|eq)-", text), "no page has labels to refer to"
 
@@ -99,18 +105,22 @@ def test_every_method_and_metric_names_its_neighbours():
 def test_nothing_is_linked_from_nowhere():
     """Every chapter can be reached from the book's first page by links alone, or stands in its contents with a part's name."""
     chapters = yaml.safe_load((ROOT / "_quarto.yml").read_text())["book"]["chapters"]
-    assert chapters[0] == "index.qmd" and chapters[-1] == "references.qmd"
-    assert all(isinstance(entry, str) or (entry["part"] and entry["chapters"]) for entry in chapters)
+    assert (chapters[0], chapters[-1]) == ("index.qmd", "references.qmd")
+    for entry in chapters:
+        assert isinstance(entry, str) or (entry["part"] and entry["chapters"]), entry
 
 
 def test_llms_txt_says_what_the_book_holds():
-    assert runpy.run_path(str(ROOT / "book/make_llms.py"))["text"]() == (ROOT / "llms.txt").read_text(), "run python book/make_llms.py"
+    lists = runpy.run_path(str(ROOT / "book/make_lists.py"))
+    assert lists["llms"]() == (ROOT / "llms.txt").read_text(encoding="utf-8"), "run make lists"
 
 
 def test_the_book_has_search_dark_mode_and_a_bibliography():
     settings = yaml.safe_load((ROOT / "_quarto.yml").read_text())
-    assert settings["book"]["search"] and set(settings["format"]["html"]["theme"]) == {"light", "dark"}
-    assert (ROOT / settings["bibliography"]).exists() and "llms.txt" in settings["project"]["resources"]
+    assert settings["book"]["search"]
+    assert set(settings["format"]["html"]["theme"]) == {"light", "dark"}
+    assert (ROOT / settings["bibliography"]).exists()
+    assert "llms.txt" in settings["project"]["resources"]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: str(p.relative_to(ROOT / "nbs")))
@@ -119,6 +129,5 @@ def test_pictures_say_something_without_a_screen(path):
     for cell in nbformat.read(path, 4).cells:
         for output in cell.get("outputs", []):
             assert output.output_type != "error"
-            assert not re.search(
-                r" at 0x[0-9a-f]{6,}", json.dumps(output.get("text", "")) + json.dumps(output.get("data", {}).get("text/plain", ""))
-            )
+            said = json.dumps(output.get("text", "")) + json.dumps(output.get("data", {}).get("text/plain", ""))
+            assert not re.search(r" at 0x[0-9a-f]{6,}", said)

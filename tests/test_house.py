@@ -57,8 +57,23 @@ def imports(path):
             source = ".".join([*base, *(node.module or "").removeprefix("gradcam_nb").split(".")]).strip(".")
             for alias in node.names:
                 inner = f"{source}.{alias.name}".strip(".")
-                is_module = (PACKAGE / inner.replace(".", "/")).is_dir() or (PACKAGE / f"{inner.replace('.', '/')}.py").is_file()
+                path_of = PACKAGE / inner.replace(".", "/")
+                is_module = path_of.is_dir() or path_of.with_name(f"{path_of.name}.py").is_file()
                 yield (inner, "") if is_module else (source, alias.name)
+
+
+def test_contributing_names_the_rooms_that_there_are():
+    """Its table has the floors of this file and every folder and module of the package; a folder's name ends in a slash."""
+    rows = re.findall(r"^\| (\d) \| `([^`]+)` \| (\S.*) \|$", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), flags=re.M)
+    table = {}
+    for level, room, _ in rows:
+        table.setdefault(int(level), []).append(room)
+    floors = [[room.rstrip("/") for room in table[level]] for level in sorted(table)]
+    assert list(map(sorted, floors)) == list(map(sorted, FLOORS))
+    named = [room for rooms in table.values() for room in rooms]
+    folders = [f"{path.parent.name}/" for path in PACKAGE.glob("*/__init__.py")]
+    files = [path.stem for path in PACKAGE.glob("*.py") if not path.name.startswith("_")]
+    assert sorted(named) == sorted(folders + files)
 
 
 @pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
@@ -75,8 +90,9 @@ def test_a_room_imports_only_from_below(path):
 @pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_no_module_uses_anothers_private_name(path):
     taken = [(other, name) for other, name in imports(path) if name.startswith("_") or other.split(".")[-1].startswith("_")]
-    assert not taken
-    tree, own = ast.parse(path.read_text(encoding="utf-8")), set()
+    assert taken == []
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    own = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.level:
             own |= {alias.asname or alias.name for alias in node.names}
@@ -96,14 +112,16 @@ def test_a_module_holds_one_idea(path):
 
 
 def test_importing_loads_nothing_heavy():
-    code = "import sys, gradcam_nb; print([m for m in ('matplotlib', 'ipywidgets', 'cv2', 'ray', 'timm', 'nbdev', 'fastcore') if m in sys.modules])"
+    heavy = ["matplotlib", "ipywidgets", "cv2", "ray", "timm", "nbdev", "fastcore"]
+    code = f"import sys, gradcam_nb; print([name for name in {heavy} if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
 
 
 def test_all_names_are_there():
     import gradcam_nb
 
-    assert len(set(gradcam_nb.__all__)) == len(gradcam_nb.__all__) and all(hasattr(gradcam_nb, name) for name in gradcam_nb.__all__)
+    assert len(set(gradcam_nb.__all__)) == len(gradcam_nb.__all__)
+    assert [name for name in gradcam_nb.__all__ if not hasattr(gradcam_nb, name)] == []
 
 
 def chapters(entries):
@@ -118,7 +136,7 @@ def test_every_notebook_is_a_chapter_once():
     listed = list(chapters(yaml.safe_load((ROOT / "_quarto.yml").read_text())["book"]["chapters"]))
     assert len(listed) == len(set(listed))
     assert {name for name in listed if name.endswith(".ipynb")} == {str(p.relative_to(ROOT)) for p in NOTEBOOKS}
-    assert all((ROOT / name).is_file() for name in listed)
+    assert [name for name in listed if not (ROOT / name).is_file()] == []
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: str(p.relative_to(ROOT / "nbs")))
@@ -127,21 +145,30 @@ def test_notebook(path, monkeypatch):
     notebook = nbformat.read(path, 4)
     assert path.stat().st_size < 1_500_000
     for cell in notebook.cells:
-        if cell.cell_type == "code" and re.search(r"^(import|from) ", cell.source, flags=re.M):
-            others = [node for node in ast.parse(cell.source).body if not isinstance(node, (ast.Import, ast.ImportFrom))]
-            assert not others, f"imports and other code share a cell, which the book's filter would run:\n{cell.source}"
-        if cell.cell_type == "markdown":
+        if cell.cell_type == "code":
+            imports_stand_alone(cell.source)
+        else:
             for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", cell.source):
                 assert link.startswith("http") or (path.parent / link).exists(), f"{link} leads nowhere"
         for output in cell.get("outputs", []):
             assert output.get("name") != "stderr"
-            assert not re.search(
-                r"/(root|home|tmp|work)/", json.dumps(output.get("text", "")) + json.dumps(output.get("data", {}).get("text/plain", ""))
-            )
+            assert not re.search(r"/(root|home|tmp|work)/", said_by(output))
     monkeypatch.chdir(path.parent)
     written = filtered(path)
     no_directive_is_left(written)
     assert len(written.encode()) < 1_500_000, "a page of the book, its pickers and all, weighs at most 1.5 MB"
+
+
+def imports_stand_alone(source):
+    """The book's filter runs a cell with imports, and all that is in it."""
+    if re.search(r"^(import|from) ", source, flags=re.M):
+        others = [node for node in ast.parse(source).body if not isinstance(node, (ast.Import, ast.ImportFrom))]
+        assert others == [], f"imports and other code share a cell:\n{source}"
+
+
+def said_by(output):
+    """The text of an output."""
+    return json.dumps(output.get("text", "")) + json.dumps(output.get("data", {}).get("text/plain", ""))
 
 
 def filtered(path):
@@ -169,33 +196,24 @@ def test_a_slider_needs_no_kernel(monkeypatch):
     path = ROOT / "nbs/widgets/slices.ipynb"
     monkeypatch.chdir(path.parent)
     page = json.loads(filtered(path))
-    states = [widget for kind in page["metadata"]["widgets"].values() for widget in kind["state"].values()]
-    kinds = {widget["model_name"]: widget["state"] for widget in states}
-    assert kinds["LinkModel"]["source"][1] == "value" and kinds["LinkModel"]["target"][1] == "selected_index"
+    states = page["metadata"]["widgets"].values()
+    kinds = {widget["model_name"]: widget["state"] for kind in states for widget in kind["state"].values()}
+    assert kinds["LinkModel"]["source"][1] == "value"
+    assert kinds["LinkModel"]["target"][1] == "selected_index"
     assert len(kinds["StackModel"]["children"]) == 24
-    shown = [
-        output
-        for cell in page["cells"]
-        for output in cell.get("outputs", [])
-        if "application/vnd.jupyter.widget-view+json" in output.get("data", {})
-    ]
-    assert len(shown) == 1
+    outputs = [output for cell in page["cells"] for output in cell.get("outputs", [])]
+    assert ["application/vnd.jupyter.widget-view+json" in output.get("data", {}) for output in outputs].count(True) == 1
 
 
 def test_the_filter_is_a_command():
     path = ROOT / "nbs/targets/classifier.ipynb"
-    done = subprocess.run(
-        [Path(sys.executable).with_name("gradcam-nb-filter")],
-        input=path.read_text(),
-        capture_output=True,
-        text=True,
-        cwd=path.parent,
-        check=True,
-    )
+    command = Path(sys.executable).with_name("gradcam-nb-filter")
+    done = subprocess.run([command], input=path.read_text(), capture_output=True, text=True, cwd=path.parent, check=True)
     no_directive_is_left(done.stdout)
 
 
 @pytest.mark.parametrize("path", [ROOT / "README.md", ROOT / "index.qmd", ROOT / "CONTRIBUTING.md"], ids=lambda p: p.name)
 def test_links_of_pages(path):
-    for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", path.read_text()):
+    text = re.sub(r"^```.*?^```", "", path.read_text(encoding="utf-8"), flags=re.M | re.S)
+    for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text):
         assert link.startswith("http") or (path.parent / link).exists(), f"{link} leads nowhere"

@@ -9,14 +9,13 @@ __all__ = ['Explorer']
 import html
 from pathlib import Path
 
-from .session import Session
-
 from ..catalogue import list_methods
 from ..samples.networks import MODELS
 from .board import Board
 from .lists import layer_choices, listed_questions
 from .painting import Panel, png, raw_map
 from .panels import Compare, CopyCode, Measure, Save
+from .session import Session
 
 # %% ../../nbs/widgets/explorer.ipynb #a8aeed1b
 OWN = "your model"  # how the list calls a model that was handed over

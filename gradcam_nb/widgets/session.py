@@ -8,7 +8,6 @@ __all__ = ['Session']
 # %% ../../nbs/widgets/session.ipynb #03
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from inspect import signature
 
 import torch
 from PIL.Image import Image
@@ -24,6 +23,7 @@ from ..engine.visit import evaluating, unwrap
 from ..explain import explain
 from ..explanation import Explanation
 from ..imaging.preprocess import Preprocess
+from ..metrics.metric import ask_metric
 from ..models import load_model
 from ..targets.resolve import resolve_targets, total_score
 from .questions import Asked, offering_targets, questions
