@@ -28,7 +28,8 @@ class LayerCAM(BaseCAM):
     """Channels weighed by their positive gradients place by place; with several layers, the maps of the finer ones scaled.
 
     Jiang et al., *LayerCAM: Exploring Hierarchical Class Activation Maps for Localization*, IEEE TIP 2021,
-    [10.1109/TIP.2021.3089943](https://doi.org/10.1109/TIP.2021.3089943). Cost: one run of the model, and the backward pass behind the first layer.
+    [10.1109/TIP.2021.3089943](https://doi.org/10.1109/TIP.2021.3089943). Cost: one run of the model, and the backward pass behind
+    the first layer.
     """
 
     kind = "one gradient"
@@ -44,6 +45,7 @@ class LayerCAM(BaseCAM):
         raw = [[self.get_layer_map(run, call, eigen_smooth) for call in run.calls(layer)] for layer in run.layers]
         places = [maps[0][0].numel() for maps in raw]
         heats = [finish(maps, run.size, fusion, run.threshold) for maps in raw]
-        heat = fuse([scale(h) if n > min(places) else h for h, n in zip(heats, places)], fusion)
+        scaled = [scale(heat) if n > min(places) else heat for heat, n in zip(heats, places)]
+        heat = fuse(scaled, fusion)
         warn_if_blank(run, heat)
         return heat

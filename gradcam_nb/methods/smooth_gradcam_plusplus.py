@@ -23,7 +23,8 @@ class _PowersRun(Run):
 
     def calls(self, layer):
         for i, (activations, powers) in enumerate(zip(self.record.activations[layer], self.record.gradients[layer])):
-            yield Call(self.lay(layer, activations), torch.stack([self.lay(layer, power) for power in powers], 1), layer, i)
+            laid = torch.stack([self.lay(layer, power) for power in powers], 1)
+            yield Call(self.lay(layer, activations), laid, layer, i)
 
 
 def _mean_power(power, copies, dim, batches):
@@ -65,7 +66,8 @@ class SmoothGradCAMPlusPlus(BaseCAM):
 
     def run(self, input_tensor, targets=None, *, many: bool = False) -> Run:
         "Run the picture and its noisy copies."
-        plain, batches = super().run(input_tensor, targets, many=many), []
+        plain = super().run(input_tensor, targets, many=many)
+        batches = []
         for some, changed in self._changed(self.views, input_tensor, len(plain.targets[0] if many else plain.targets)):
             asked = [row * len(some) for row in plain.targets] if many else plain.targets * len(some)
             batches.append(super().run(changed, asked, many=many).record.gradients)
