@@ -8,8 +8,8 @@ import pytest
 import timm
 import torch
 import torchvision
+from oracles import assert_same, assert_same_state, assert_untouched, correlation, flops, raw_maps
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.resnet import BasicBlock, ResNet
 from torchvision.ops import box_iou
 
@@ -23,7 +23,7 @@ FRONT, LAST, TOKENS = "channels in front", "channels last", "tokens behind one o
 
 
 def lively(model, x):
-    """Random weights of such a size, and statistics such, that a layer matters for the score: else there is nothing but rounding to compare."""
+    """Random weights and statistics of such a size that a layer matters for the score: else there is only rounding to compare."""
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.momentum = 1.0
@@ -106,43 +106,43 @@ def obvious_ablation(model, layer, layout, x, category, fill="zero"):
     """The raw map of one picture."""
     A, y = hooked(model, layer, layout, x, lambda a: None)
     y, raw = y[0, category], 0
-    for k in range(A.shape[1]):
 
-        def off(a, k=k):
+    def without(k):
+        def off(a):
             a[0, k] = FILLS[fill](a[0, k])
 
-        raw = raw + (y - hooked(model, layer, layout, x, off)[1][0, category]) / abs(y) * A[0, k]
+        return hooked(model, layer, layout, x, off)[1][0, category]
+
+    for k in range(A.shape[1]):
+        raw = raw + (y - without(k)) / abs(y) * A[0, k]
     return raw
+
+
+def left_alone(a, i, j, gaussian):
+    """What a layer gave at one place, and, if so wished, less of what is around it; zero elsewhere."""
+    kept = torch.zeros_like(a)
+    for di, dj in itertools.product((-1, 0, 1), repeat=2):
+        if 0 <= i + di < a.shape[2] and 0 <= j + dj < a.shape[3]:
+            share = {0: 1 / 4, 1: 1 / 8, 2: 1 / 16}[abs(di) + abs(dj)] if gaussian else float(di == dj == 0)
+            kept[:, :, i + di, j + dj] = share * a[:, :, i + di, j + dj]
+    return kept
 
 
 def obvious_places(model, layer, layout, x, category, gaussian=True, form="probability"):
     """The raw map of one picture."""
     A, _ = hooked(model, layer, layout, x, lambda a: None)
     raw = torch.zeros_like(A[0, 0])
-    for i, j in itertools.product(*map(range, raw.shape)):
 
-        def alone(a, i=i, j=j):
-            kept = torch.zeros_like(a)
-            for di, dj in itertools.product((-1, 0, 1), repeat=2):
-                if 0 <= i + di < a.shape[2] and 0 <= j + dj < a.shape[3]:
-                    share = {0: 1 / 4, 1: 1 / 8, 2: 1 / 16}[abs(di) + abs(dj)] if gaussian else float(di == dj == 0)
-                    kept[:, :, i + di, j + dj] = share * a[:, :, i + di, j + dj]
-            a[:] = kept
+    def score(i, j):
+        def alone(a):
+            a[:] = left_alone(a, i, j, gaussian)
 
         answer = hooked(model, layer, layout, x, alone)[1][0]
-        raw[i, j] = (answer.softmax(0) if form == "probability" else answer)[category]
+        return (answer.softmax(0) if form == "probability" else answer)[category]
+
+    for place in itertools.product(*map(range, raw.shape)):
+        raw[place] = score(*place)
     return raw - raw.min()
-
-
-def raw_maps(cam, x, targets):
-    run = cam.run(x, targets)
-    (call,) = run.calls(run.layers[0])
-    return cam.get_layer_map(run, call)
-
-
-def close(ours, obvious):
-    assert obvious.abs().max() > 0
-    return (ours - obvious).abs().max() < 1e-4 * obvious.abs().max()
 
 
 def assert_as_obvious(kind, obvious, network, **how):
@@ -150,10 +150,11 @@ def assert_as_obvious(kind, obvious, network, **how):
     model, layer, size, layout = network
     torch.manual_seed(1)
     x, categories = torch.randn(2, 3, size, size), [7, 2]
-    ours = raw_maps(kind(model, layer, progress=False, batch_size=13, **how), x, categories)
+    (ours,) = raw_maps(kind(model, layer, progress=False, batch_size=13, **how), x, categories)
     slow = copy.deepcopy(model).double()
-    for mine, one, category in zip(ours, x.double(), categories):
-        assert close(mine, obvious(slow, layer, layout, one[None], category, **how))
+    for i, category in enumerate(categories):
+        expected = obvious(slow, layer, layout, x[[i]].double(), category, **how)
+        assert_same(ours[i], expected, f"picture {i}")
 
 
 @pytest.mark.parametrize("name", ["ResNet", "DenseNet", "MobileNetV2", "ViT", "Swin"])
@@ -184,22 +185,28 @@ def test_ratio_takes_each_channel_once(seen, ratio):
     cam = AblationCAM(model, "layer4", ratio=ratio, progress=False)
     run = cam.run(x, classes)
     (call,) = run.calls(model.layer4)
-    weights, every = (
-        c.get_channel_weights(run, call, [run.targets])[0]
-        for c in (cam, AblationCAM(model, "layer4", progress=False, batch_size=cam.batch_size))
-    )
+    whole = AblationCAM(model, "layer4", progress=False, batch_size=cam.batch_size)
+    weights, every = (c.get_channel_weights(run, call, [run.targets])[0] for c in (cam, whole))
     loudest = call.activations.abs().mean((2, 3)).argsort(descending=True)[:, : max(1, round(ratio * 96))]
     assert loudest.shape[1] == len(set(loudest[0].tolist()))
     left_out = torch.ones_like(weights, dtype=torch.bool).scatter(1, loudest, False)
-    assert not weights[left_out].any() and torch.allclose(weights[~left_out], every[~left_out], rtol=1e-3, atol=1e-6)
+    assert not weights[left_out].any()
+    assert torch.allclose(weights[~left_out], every[~left_out], rtol=1e-3, atol=1e-6)
+
+
+def counted(module):
+    """How many rows each call of a module is given, as a list that grows; and the hook that makes it grow."""
+    rows = []
+    return rows, module.register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
 
 
 def test_one_pass_for_each_chosen_channel(seen):
     model, x, classes = seen
-    rows, handle = [], model.fc.register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
+    rows, handle = counted(model.fc)
     AblationCAM(model, "layer4", ratio=0.6, batch_size=16, progress=False)(x, classes)
     handle.remove()
-    assert sum(rows) == 3 + 3 * round(0.6 * 96) and max(rows) == 16
+    assert sum(rows) == 3 + 3 * round(0.6 * 96)
+    assert max(rows) == 16
 
 
 @pytest.mark.parametrize("kind", BOTH)
@@ -216,7 +223,7 @@ def test_batch_is_one_by_one(seen, kind):
 @pytest.mark.parametrize("kind", BOTH)
 def test_many_targets_from_the_same_passes(seen, kind):
     model, x, classes = seen
-    rows, handle = [], model.fc.register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
+    rows, handle = counted(model.fc)
     cam = kind(model, "layer4", progress=False, batch_size=32)
     wanted = [*classes.tolist(), lambda output: output[:4].sum()]
     with warnings.catch_warnings():
@@ -226,7 +233,8 @@ def test_many_targets_from_the_same_passes(seen, kind):
         rows.clear()
         alone = torch.stack([cam(x, target) for target in wanted], 1)
     handle.remove()
-    assert torch.allclose(many, alone, atol=1e-4) and sum(rows) == len(wanted) * passes
+    assert torch.allclose(many, alone, atol=1e-4)
+    assert sum(rows) == len(wanted) * passes
 
 
 @pytest.mark.parametrize("kind", BOTH)
@@ -234,9 +242,10 @@ def test_several_layers_each_as_it_is_alone(seen, kind):
     model, x, classes = seen
     run = kind(model, ["layer4", "layer3"], progress=False).run(x[:1], classes[:1])
     for layer in run.layers:
-        cam = kind(model, layer, progress=False)
+        (alone,) = raw_maps(kind(model, layer, progress=False), x[:1], classes[:1])
         (call,) = run.calls(layer)
-        assert close(raw_maps(cam, x[:1], classes[:1]), kind(model, layer, progress=False, batch_size=32).get_layer_map(run, call))
+        together = kind(model, layer, progress=False, batch_size=32).get_layer_map(run, call)
+        assert_same(alone, together, run.name(layer))
 
 
 @pytest.mark.parametrize("kind", BOTH)
@@ -254,9 +263,9 @@ def test_stopped_in_the_middle_the_model_is_as_it_was(seen, kind, error):
 
     with pytest.raises(error):
         kind(model, "layer4", batch_size=8, progress=False)(x, target)
-    assert list(model.named_modules()) == modules and all(m.training for m in model.modules())
-    assert all(torch.equal(state[name], t) for name, t in model.state_dict().items())
-    assert not any(m._forward_hooks or "forward" in m.__dict__ for m in model.modules())
+    assert list(model.named_modules()) == modules
+    assert_untouched(model)
+    assert_same_state(model, state)
     assert kind(model, "layer4", progress=False)(x).shape == (3, 128, 128)
 
 
@@ -276,26 +285,22 @@ def test_as_pytorch_grad_cam_where_it_is_right(zoo, name, layer):
     model, x = zoo[name][0], torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     how, top = dict(reshape_transform=lambda t: t[:, :128]), model(x).argmax(1)
     assert (model(x).amax(1) > 0).all()
-    ours = raw_maps(AblationCAM(model, layer, progress=False, **how), x, top).relu()
+    (ours,) = raw_maps(AblationCAM(model, layer, progress=False, **how), x, top)
+    ours = nn.functional.interpolate(ours.relu()[:, None], (64, 64), mode="bilinear")[:, 0]
     library = theirs.AblationCAM(model=model, target_layers=[model.get_submodule(layer)], **how)
-    their = torch.as_tensor(library(x, [theirs.utils.model_targets.ClassifierOutputTarget(int(c)) for c in top]))
-    for a, b in zip(nn.functional.interpolate(ours[:, None], (64, 64), mode="bilinear")[:, 0], their):
-        assert torch.corrcoef(torch.stack([a.flatten(), b.flatten()]))[0, 1] >= 0.999
+    their = library(x, [theirs.utils.model_targets.ClassifierOutputTarget(int(c)) for c in top])
+    for i, (a, b) in enumerate(zip(ours, their)):
+        assert correlation(a, b) >= 0.999, f"picture {i}"
 
 
-def test_only_what_lies_behind_is_computed():
+@pytest.mark.parametrize("kind, variants", [(AblationCAM, 512), (ReciproCAM, 4)])
+def test_only_what_lies_behind_is_computed(kind, variants):
     """Multiplications: one run of the model, and for each variant those of the last block and the head."""
     torch.manual_seed(0)
     model, x = ResNet(BasicBlock, [1, 1, 1, 2], num_classes=10).eval(), torch.randn(1, 3, 64, 64)
-
-    def flops(call):
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            call()
-        return counter.get_total_flops()
-
     kept = hooked(model, "layer4.0", FRONT, x, lambda a: None)[0]
-    whole, tail = flops(lambda: model(x)), flops(lambda: model.fc(model.layer4[1](kept).mean((2, 3))))
-    for kind, variants in ((AblationCAM, 512), (ReciproCAM, 4)):
+    with torch.no_grad():
+        whole, tail = flops(lambda: model(x)), flops(lambda: model.fc(model.layer4[1](kept).mean((2, 3))))
         cam = kind(model, "layer4.0", batch_size=64, progress=False)
         assert flops(lambda: raw_maps(cam, x, 1)) == whole + variants * tail
 
@@ -323,7 +328,9 @@ class TestDetector:
     def box(wanted):
         return lambda found: (box_iou(wanted[None], found["boxes"])[0] * found["scores"]).max()
 
-    def obvious(self, model, layer, pictures, targets, switch):
+    def scores(self, model, layer, pictures, targets, switch):
+        """What the targets say if the layer gives what `switch` makes of its output."""
+
         def switched(output):
             output = {k: t.clone() for k, t in output.items()} if isinstance(output, dict) else output.clone()
             switch(output)
@@ -331,6 +338,22 @@ class TestDetector:
 
         found = replaced(model, layer, pictures, switched)
         return torch.stack([target(f) for target, f in zip(targets, found)])
+
+    def assert_weights(self, model, layer, pictures, targets, weights, chosen, switch_off):
+        """Each chosen channel weighs how far the score falls without it; `switch_off(output, picture, channel)`."""
+        y = self.scores(model, layer, pictures, targets, lambda output: None)
+
+        def without(n):
+            def switch(output):
+                for picture in range(2):
+                    switch_off(output, picture, chosen[picture, n].item())
+
+            return self.scores(model, layer, pictures, targets, switch)
+
+        for n in range(chosen.shape[1]):
+            drop = (y - without(n)) / y.abs()
+            assert torch.allclose(weights[range(2), chosen[:, n]], drop, atol=1e-4), f"channels {chosen[:, n].tolist()}"
+        assert weights.any()
 
     def targets(self, model, pictures, kind):
         if kind == "picture":
@@ -346,17 +369,13 @@ class TestDetector:
         run = cam.run(pictures, targets)
         (call,) = run.calls(run.layers[0])
         weights = cam.get_channel_weights(run, call, [run.targets])[0]
-        y = self.obvious(model, layer, pictures, targets, lambda output: None)
         chosen = call.activations.abs().mean((2, 3)).topk(6).indices.sort().values
-        for n in range(6):
 
-            def switch(output, n=n):
-                for picture in range(2):
-                    output[picture, chosen[picture, n]] = 0
+        def switch_off(output, picture, channel):
+            output[picture, channel] = 0
 
-            drop = (y - self.obvious(model, layer, pictures, targets, switch)) / y.abs()
-            assert torch.allclose(weights[range(2), chosen[:, n]], drop, atol=1e-4)
-        assert weights.any() and cam(pictures, targets).shape == (2, 96, 128)
+        self.assert_weights(model, layer, pictures, targets, weights, chosen, switch_off)
+        assert cam(pictures, targets).shape == (2, 96, 128)
 
     def test_a_pyramid(self, detector):
         model, pictures = detector
@@ -369,54 +388,57 @@ class TestDetector:
         run = cam.run(pictures, targets)
         (call,) = run.calls(model.backbone)
         weights = cam.get_channel_weights(run, call, [run.targets])[0]
-        y = self.obvious(model, "backbone", pictures, targets, lambda output: None)
         chosen = call.activations.abs().mean((2, 3)).topk(6).indices.sort().values
-        for n in range(6):
 
-            def switch(levels, n=n):
-                for picture in range(2):
-                    level, channel = divmod(chosen[picture, n].item(), 256)
-                    list(levels.values())[level][picture, channel] = 0
+        def switch_off(levels, picture, channel):
+            level, channel = divmod(channel, 256)
+            list(levels.values())[level][picture, channel] = 0
 
-            drop = (y - self.obvious(model, "backbone", pictures, targets, switch)) / y.abs()
-            assert torch.allclose(weights[range(2), chosen[:, n]], drop, atol=1e-4)
-        assert weights.any()
+        self.assert_weights(model, "backbone", pictures, targets, weights, chosen, switch_off)
         with pytest.raises(ValueError, match="reshape_transform: of 'backbone'"):
             ReciproCAM(model, "backbone", join, progress=False)(pictures, targets)
 
     def test_places(self, detector):
         model, pictures = detector
         targets = self.targets(model, pictures, "box")
-        raw = raw_maps(ReciproCAM(model, "backbone.body.16", gaussian=False, progress=False), pictures, targets)
+        (raw,) = raw_maps(ReciproCAM(model, "backbone.body.16", gaussian=False, progress=False), pictures, targets)
 
-        def alone(output):
-            kept = output[:, :, 1, 2].clone()
-            output[:] = 0
-            output[:, :, 1, 2] = kept
+        def score(picture, row, column):
+            def alone(output):
+                kept = output[:, :, row, column].clone()
+                output[:] = 0
+                output[:, :, row, column] = kept
 
-        def nothing(output):
-            least = output[:, :, *divmod(lowest, raw.shape[2])].clone()
-            output[:] = 0
-            output[:, :, *divmod(lowest, raw.shape[2])] = least
+            return self.scores(model, "backbone.body.16", pictures, targets, alone)[picture]
 
         for picture in range(2):
-            lowest = raw[picture].argmin().item()
-            scores = [self.obvious(model, "backbone.body.16", pictures, targets, switch)[picture] for switch in (alone, nothing)]
-            assert abs(raw[picture, 1, 2] - (scores[0] - scores[1])) < 1e-4
+            lowest = divmod(raw[picture].argmin().item(), raw.shape[2])
+            expected = score(picture, 1, 2) - score(picture, *lowest)
+            assert abs(raw[picture, 1, 2] - expected) < 1e-4, f"picture {picture}"
 
 
-def test_what_is_wrong_is_said(seen):
-    model, x, classes = seen
-    for kind, how, what in (
+@pytest.mark.parametrize(
+    "kind, how, what",
+    [
         (AblationCAM, dict(fill=0), "fill: got 0"),
         (AblationCAM, dict(ratio=1.5), "ratio: got 1.5"),
         (ReciproCAM, dict(form="softmax"), "form: got 'softmax'"),
         (ReciproCAM, dict(batch_size=0), "batch_size: got 0"),
-    ):
-        with pytest.raises(ValueError, match=what):
-            kind(model, "layer4", **how)
+    ],
+)
+def test_what_is_wrong_is_said(seen, kind, how, what):
+    with pytest.raises(ValueError, match=what):
+        kind(seen[0], "layer4", **how)
+
+
+def test_eigen_smooth_needs_channels(seen):
+    model, x, classes = seen
     with pytest.raises(ValueError, match="eigen_smooth: ReciproCAM"):
         ReciproCAM(model, "layer4", progress=False)(x, classes, eigen_smooth=True)
     assert AblationCAM(model, "layer4", progress=False)(x, classes, eigen_smooth=True).amax() == 1
+
+
+def test_a_place_needs_a_transform_that_moves(seen):
+    model, x, classes = seen
     with pytest.raises(ValueError, match="'layer4' the map's numbers are computed"):
         ReciproCAM(model, "layer4", lambda t: nn.functional.avg_pool2d(t, 2), progress=False)(x, classes)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from oracles import as_numpy, asked, assert_same, graph, heat_map, raw_map, weighed
 
-from gradcam_nb import record, vit_reshape_transform
 from gradcam_nb.methods.cam import CAM
 from gradcam_nb.methods.eigen_gradcam import EigenGradCAM
 from gradcam_nb.methods.eigencam import EigenCAM
@@ -20,20 +20,11 @@ from gradcam_nb.samples.scenes import TEST, scenes
 NETS = [("cnn", "layer4"), ("vit", "blocks.5.norm1")]
 
 
-def seen(name, layer, score=None):
-    """A network, a scene, a class that is there; the layer's activations and the score's gradients, in double precision."""
-    model, scene = load(f"scenes-{name}"), scenes(1, TEST + 2003)
-    x, category = (scene.images - 0.5) / 0.5, scene.labels[0].argmax().item()
-    r = record(model, [layer], x, score or (lambda output: output[0, category]))
-    laid = vit_reshape_transform if name == "vit" else lambda t: t
-    module = model.get_submodule(layer)
-    return (
-        model,
-        x,
-        category,
-        *(laid(kept[module][0])[0].detach().double().numpy() for kept in (r.activations, r.gradients)),
-        r.output[0].numpy(),
-    )
+def seen(name, layer):
+    """A network, a scene, a class that is there; the layer's activations and the class score's gradients."""
+    model, x, category = asked(name)
+    (a,), (g,) = graph(model, layer, x, lambda output: output[0, category])
+    return model, x, category, a, g
 
 
 def component(features, like=None):
@@ -83,23 +74,10 @@ def by_fem(activations, k, form):
     return raw
 
 
-def raw_map(cam, x, targets=None):
-    """A method's own map, before it is made positive and resized."""
-    kept = []
-    image = cam.get_cam_image
-    cam.get_cam_image = lambda *pair: (kept.append(image(*pair)), kept[-1])[1]
-    cam(x, targets)
-    return kept[0][0].numpy().astype(float)
-
-
-def close(ours, slow):
-    assert np.abs(ours - slow).max() / np.abs(slow).max() < 1e-4
-
-
 @pytest.mark.parametrize("name, layer", NETS)
 def test_eigencam(name, layer):
-    model, x, category, a, *_ = seen(name, layer)
-    close(raw_map(EigenCAM(model, layer), x), component(a, strength(a)))
+    model, x, _, a, _ = seen(name, layer)
+    assert_same(raw_map(EigenCAM(model, layer), x), component(a, strength(a)))
 
 
 @pytest.mark.parametrize("method", [EigenCAM, KPCA_CAM])
@@ -113,49 +91,48 @@ def test_the_sign_finds_the_objects_in_a_transformer(method, layer):
 
 @pytest.mark.parametrize("name, layer", NETS)
 def test_eigen_gradcam(name, layer):
-    model, x, category, a, g, _ = seen(name, layer)
-    close(raw_map(EigenGradCAM(model, layer), x, category), component(g * a, (g * a).sum(0)))
+    model, x, category, a, g = seen(name, layer)
+    assert_same(raw_map(EigenGradCAM(model, layer), x, category), component(g * a, (g * a).sum(0)))
 
 
 @pytest.mark.parametrize("kernel", ["sigmoid", "rbf", "linear"])
 @pytest.mark.parametrize("name, layer", NETS)
 def test_kpca_cam(name, layer, kernel):
-    model, x, category, a, *_ = seen(name, layer)
-    close(raw_map(KPCA_CAM(model, layer, kernel=kernel), x), kernel_component(a, kernel))
+    model, x, _, a, _ = seen(name, layer)
+    assert_same(raw_map(KPCA_CAM(model, layer, kernel=kernel), x), kernel_component(a, kernel))
 
 
 @pytest.mark.parametrize("kernel, gamma", [("sigmoid", None), ("sigmoid", 0.02), ("rbf", None), ("linear", None)])
 def test_kpca_cam_agrees_with_scikit_learn(kernel, gamma):
     decomposition = pytest.importorskip("sklearn.decomposition")
-    model, x, category, a, *_ = seen("cnn", "layer4")
+    model, x, _, a, _ = seen("cnn", "layer4")
     rows = a.reshape(len(a), -1).T
     theirs = decomposition.KernelPCA(1, kernel=kernel, gamma=gamma).fit_transform(rows - rows.mean(0)).reshape(a.shape[1:])
     ours = raw_map(KPCA_CAM(model, "layer4", kernel=kernel, gamma=gamma), x)
-    close(ours, theirs * np.sign((ours * theirs).sum()))
+    assert_same(ours, theirs * np.sign((ours * theirs).sum()))
 
 
 @pytest.mark.parametrize("name, layer", NETS)
 def test_seg_eigencam(name, layer):
-    model, x, category, a, g, _ = seen(name, layer)
-    close(raw_map(SegEigenCAM(model, layer), x, category), component(np.abs(g) * a))
+    model, x, category, a, g = seen(name, layer)
+    assert_same(raw_map(SegEigenCAM(model, layer), x, category), component(np.abs(g) * a))
 
 
 @pytest.mark.parametrize("form", ["mean", "share"])
 @pytest.mark.parametrize("name, layer", NETS)
 def test_fem(name, layer, form):
-    model, x, category, a, *_ = seen(name, layer)
-    close(raw_map(FEM(model, layer, k=1.5, form=form), x), by_fem(a, 1.5, form))
+    model, x, _, a, _ = seen(name, layer)
+    assert_same(raw_map(FEM(model, layer, k=1.5, form=form), x), by_fem(a, 1.5, form))
 
 
 def test_cam():
-    model, x, category, a, g, scores = seen("cnn", "layer4")
-    weights, bias = model.fc.weight[category].detach().double().numpy(), model.fc.bias[category].item()
-    slow = sum(w * channel for w, channel in zip(weights, a))
-    heat = CAM(model, "layer4")(x, category)
-    expected = torch.nn.functional.interpolate(torch.tensor(slow).clamp(min=0)[None, None], size=(128, 128), mode="bilinear")[0, 0]
-    close(heat[0].numpy(), (expected / expected.max()).numpy())
-    assert abs(slow.mean() + bias - scores[category]) < 1e-4  # the map's mean is the score
-    close(g * a[0].size, np.broadcast_to(weights[:, None, None], a.shape))  # GradCAM's weights, up to a factor
+    model, x, category, a, g = seen("cnn", "layer4")
+    weights, bias = as_numpy(model.fc.weight[category]), model.fc.bias[category].item()
+    slow = weighed(a, weights)
+    assert_same(CAM(model, "layer4")(x, category)[0].numpy(), heat_map(slow, 128))
+    assert abs(slow.mean() + bias - model(x)[0, category].item()) < 1e-4, "the map's mean and the bias are not the score"
+    # GradCAM's weights are these, up to a factor.
+    assert_same(g * a[0].size, np.broadcast_to(weights[:, None, None], a.shape), "the gradients")
 
 
 def test_cam_is_gradcam_where_it_works():
@@ -180,26 +157,25 @@ def test_cam_says_where_it_cannot_work():
 @pytest.mark.parametrize("weighting", ["mean", "softmax"])
 @pytest.mark.parametrize("name, layer", NETS)
 def test_finercam(name, layer, weighting):
-    *_, category, _, _, scores = seen(name, layer)
-    others = [c for c in np.argsort(np.abs(scores - scores[category])) if c != category][:3]
-    p = np.exp(scores - scores.max()) / np.exp(scores - scores.max()).sum()
+    model, x, category = asked(name)
+    scores = as_numpy(model(x)[0])
+    nearest = np.argsort(np.abs(scores - scores[category]))
+    others = [c for c in nearest if c != category][:3]
 
-    def difference(output):  # the weights written out, their gradient with them
+    def difference(output):
+        """The weights written out, their gradient with them."""
         probabilities = output[0].softmax(0)
         v = [probabilities[c] if weighting == "softmax" else 1 for c in others]
         return sum(w * (output[0, category] - 0.7 * output[0, c]) for w, c in zip(v, others)) / sum(v)
 
-    model, x, _, a, g, _ = seen(name, layer, difference)
-    slow = sum(channel * gradient.mean() for channel, gradient in zip(a, g))
+    (a,), (g,) = graph(model, layer, x, difference)
     cam = FinerCAM(model, layer, gamma=0.7, weighting=weighting)
-    kept = []
-    cam.base.get_cam_image = lambda *pair: (kept.append(GradCAM.get_cam_image(cam.base, *pair)), kept[-1])[1]
-    cam(x, category)
-    close(kept[0][0].numpy(), slow)
-    v = p[others] / p[others].sum() if weighting == "softmax" else np.ones(3) / 3
+    run = cam.run(x, category)
+    (call,) = run.calls(run.layers[0])
+    assert_same(cam.base.get_layer_map(run, call)[0].numpy(), weighed(a, [gradient.mean() for gradient in g]))
     target = FinerTarget(category, 0.7, weighting=weighting)
-    assert abs(target(torch.tensor(scores)).item() - (scores[category] - 0.7 * v @ scores[others])) < 1e-4
-    assert set(cam.run(x, category).targets[0].comparisons) == set(others)
+    assert abs(target(torch.tensor(scores)).item() - difference(torch.tensor(scores)[None]).item()) < 1e-4
+    assert set(run.targets[0].comparisons) == set(others)
 
 
 def test_finercam_asks_changed_copies_the_same():

@@ -8,6 +8,19 @@ import pytest
 import timm
 import torch
 import torchvision
+from oracles import (
+    as_numpy,
+    asked,
+    assert_same,
+    assert_same_state,
+    assert_untouched,
+    enlarged,
+    graph,
+    heat_map,
+    on_grid,
+    plusplus_weights,
+    weighed,
+)
 from torch import nn
 
 from gradcam_nb.engine.record import record
@@ -28,36 +41,6 @@ from gradcam_nb.samples.networks import load
 from gradcam_nb.samples.scenes import TEST, scenes
 
 SCENES = [("cnn", "layer4"), ("vit", "blocks.5.norm1")]
-
-
-def asked(name):
-    """A network, a scene as it takes it, and a class that is there."""
-    scene = scenes(1, TEST + 2003)
-    return load(f"scenes-{name}"), (scene.images - 0.5) / 0.5, scene.labels[0].argmax().item()
-
-
-def close(ours, slow):
-    assert np.abs(np.asarray(ours) - slow).max() < 1e-4 * np.abs(slow).max()
-
-
-def enlarged(raw, side):
-    """Bilinear, half-pixel centres: what each pixel takes from each place, along one axis and then the other."""
-
-    def shares(places):
-        table = np.zeros((side, places))
-        for pixel in range(side):
-            at = np.clip((pixel + 0.5) * places / side - 0.5, 0, places - 1)
-            table[pixel, int(at)] += 1 - at % 1
-            table[pixel, min(int(at) + 1, places - 1)] += at % 1
-        return table
-
-    return shares(raw.shape[0]) @ raw @ shares(raw.shape[1]).T
-
-
-def on_grid(tokens):
-    """`C × H × W` as numpy, of a layer's output for one picture; tokens without the first, which has no place."""
-    t = tokens[0] if tokens.ndim == 4 else tokens[0, 1:].T.unflatten(1, (8, 8))
-    return t.detach().double().numpy()
 
 
 def with_statistics(model):
@@ -89,12 +72,19 @@ def test_the_parts_of_fullgrad_add_up_to_the_score(name):
     gradients = record(whole, [whole.input, *cam.biased], x, lambda o: o[0, 5]).gradients
     total = (x * gradients[whole.input][0][0][0]).sum()
     for place, (layer, _) in cam.biased.items():
-        bias = layer_bias(layer).double()
-        total = total + sum((bias.view(-1, 1, 1) * g).sum() for g in gradients[place])
+        bias = layer_bias(layer).double().view(-1, 1, 1)
+        total = total + sum((bias * g).sum() for g in gradients[place])
     linear = {m: m.bias for m in model.modules() if isinstance(m, nn.Linear)}
     r = record(model, linear, x, lambda o: o[0, 5])
     total = total + sum((b * r.gradients[m][0]).sum() for m, b in linear.items())
     assert abs(total - r.output[0, 5]) < 1e-4 * max(1, abs(r.output[0, 5]))
+
+
+def bias_of(m):
+    """A layer's bias; of a batch norm with what its running mean subtracts."""
+    if not isinstance(m, nn.BatchNorm2d):
+        return m.bias
+    return m.bias - m.running_mean / (m.running_var + m.eps).sqrt() * m.weight
 
 
 def fullgrad_by_numpy(model, x, category):
@@ -103,21 +93,19 @@ def fullgrad_by_numpy(model, x, category):
     for m in model.modules():
         if isinstance(m, nn.ReLU):
             m.inplace = False
-    kept, layers = [], [m for m in model.modules() if getattr(m, "bias", None) is not None]
-    handles = [m.register_forward_hook(lambda m, a, o: kept.append((m, o))) for m in layers]
+    kept = []
+    for m in model.modules():
+        if getattr(m, "bias", None) is not None:
+            m.register_forward_hook(lambda m, a, o: kept.append((m, o)))
     x = x.clone().requires_grad_()
     output = model(x)
-    [h.remove() for h in handles]
-    gradients = torch.autograd.grad(output[0, category], [x] + [o for _, o in kept], allow_unused=True)
-    parts = [(x.detach()[0] * gradients[0][0]).numpy().astype(float)]
-    for (m, o), g in zip(kept, gradients[1:]):
-        if o.ndim < 3:
-            continue
-        mean = m.running_mean / (m.running_var + m.eps).sqrt() * m.weight if isinstance(m, nn.BatchNorm2d) else 0
-        parts.append((m.bias - mean).detach().double().numpy()[:, None, None] * on_grid(g))
+    at_input, *gradients = torch.autograd.grad(output[0, category], [x] + [o for _, o in kept], allow_unused=True)
+    parts = [as_numpy(x[0] * at_input[0])]
+    for (m, o), g in zip(kept, gradients):
+        if o.ndim >= 3:
+            parts.append(as_numpy(bias_of(m))[:, None, None] * as_numpy(on_grid(g)[0]))
     heat = np.zeros(x.shape[2:])
-    for part in parts:
-        part = np.abs(part)
+    for part in map(np.abs, parts):
         if part.max() == part.min():  # such as the last norm of a transformer that reads its class token
             continue
         part = (part - part.min()) / (part.max() - part.min())
@@ -130,7 +118,7 @@ def test_fullgrad_equals_the_paper_in_numpy(name):
     torch.manual_seed(0)
     model = load(name) if name.startswith("scenes") else with_statistics(BIASED[name]())
     x = (scenes(1, TEST + 2003).images - 0.5) / 0.5
-    close(FullGrad(model)(x, 5)[0], fullgrad_by_numpy(model, x, 5))
+    assert_same(FullGrad(model)(x, 5)[0], fullgrad_by_numpy(model, x, 5))
 
 
 def test_fullgrad_leaves_no_trace_and_serves_threads():
@@ -140,17 +128,18 @@ def test_fullgrad_leaves_no_trace_and_serves_threads():
     alone = [FullGrad(model)(x, i) for i, x in enumerate(xs)]
     with ThreadPoolExecutor(3) as pool:
         together = list(pool.map(lambda i: FullGrad(model)(xs[i % 3], i % 3), range(9)))
-    assert all(torch.allclose(heat, alone[i % 3], atol=1e-5) for i, heat in enumerate(together))
-    assert all(m.training and "forward" not in m.__dict__ and not m._forward_hooks for m in model.modules())
-    assert all(p.grad is None for p in model.parameters()) and all((state[k] == v).all() for k, v in model.state_dict().items())
+    for i, heat in enumerate(together):
+        assert torch.allclose(heat, alone[i % 3], atol=1e-5), f"call {i}"
+    assert_untouched(model)
+    assert_same_state(model, state)
 
 
 def test_fullgrad_names_the_models_own_layers():
     model = load("scenes-cnn")
     cam = FullGrad(model, target_layers="layer4")
     cam(torch.randn(1, 3, 128, 128), 1)
-    own = list(model.modules())
-    assert len(cam.target_layers) > 1 and all(layer in own for layer in cam.target_layers)
+    assert len(cam.target_layers) > 1
+    assert set(cam.target_layers) <= set(model.modules())
 
 
 def guided_in_numpy(x, weights, category):
@@ -175,35 +164,44 @@ def test_guided_backpropagation_in_numpy():
         layers += [linear, nn.ReLU(inplace=len(layers) > 1)]
     x = rng.normal(size=9).astype(np.float32)
     ours = GuidedBackpropReLUModel(nn.Sequential(*layers[:-1]))(torch.from_numpy(x)[None], 2)[0].numpy()
-    close(ours, guided_in_numpy(x, weights, 2))
+    assert_same(ours, guided_in_numpy(x, weights, 2))
+
+
+def numpy_conv(m, x):
+    """A convolution's output, and how a gradient goes back through it."""
+    (pad, _), (step, _), (gap, _), w = m.padding, m.stride, m.dilation, as_numpy(m.weight)
+    wide = np.pad(x, ((0, 0), (pad, pad), (pad, pad)))
+    rows, columns = ((n + 2 * pad - gap * (w.shape[2] - 1) - 1) // step + 1 for n in x.shape[1:])
+
+    def seen(i, j):
+        """All that the kernel's place (i, j) looks at."""
+        down, across = gap * i, gap * j
+        return slice(None), slice(down, down + step * (rows - 1) + 1, step), slice(across, across + step * (columns - 1) + 1, step)
+
+    def back(g):
+        total = np.zeros_like(wide)
+        for i, j in np.ndindex(w.shape[2:]):
+            total[seen(i, j)] += np.einsum("oc,ohw->chw", w[:, :, i, j], g)
+        return total[:, pad : pad + x.shape[1], pad : pad + x.shape[2]]
+
+    return sum(np.einsum("oc,chw->ohw", w[:, :, i, j], wide[seen(i, j)]) for i, j in np.ndindex(w.shape[2:])), back
+
+
+def numpy_norm(m, x):
+    """A batch norm's output, and how a gradient goes back through it."""
+    gain, mean, bias = (as_numpy(t)[:, None, None] for t in (m.weight / (m.running_var + m.eps).sqrt(), m.running_mean, m.bias))
+    return gain * (x - mean) + bias, lambda g: gain * g
 
 
 def numpy_layer(m, x):
     """A layer's output, and how a gradient goes back through it: ReLUs let only what is positive pass, both ways."""
     if isinstance(m, nn.ReLU):
         return np.maximum(x, 0), lambda g: np.maximum(g, 0) * (x > 0)
-    if isinstance(m, nn.BatchNorm2d):
-        gain = (m.weight / (m.running_var + m.eps).sqrt()).detach().numpy()[:, None, None].astype(float)
-        return gain * (x - m.running_mean.numpy()[:, None, None]) + m.bias.detach().numpy()[:, None, None], lambda g: gain * g
-    (pad, _), (step, _), (gap, _), w = m.padding, m.stride, m.dilation, m.weight.detach().numpy().astype(float)
-    wide = np.pad(x, ((0, 0), (pad, pad), (pad, pad)))
-    places = [(n + 2 * pad - gap * (w.shape[2] - 1) - 1) // step + 1 for n in x.shape[1:]]
-    windows = {
-        (i, j): (slice(None), *(slice(gap * o, gap * o + step * (n - 1) + 1, step) for o, n in zip((i, j), places)))
-        for i in range(w.shape[2])
-        for j in range(w.shape[3])
-    }
-
-    def back(g):
-        total = np.zeros_like(wide)
-        for (i, j), window in windows.items():
-            total[window] += np.einsum("oc,ohw->chw", w[:, :, i, j], g)
-        return total[:, pad : pad + x.shape[1], pad : pad + x.shape[2]]
-
-    return sum(np.einsum("oc,chw->ohw", w[:, :, i, j], wide[window]) for (i, j), window in windows.items()), back
+    return numpy_norm(m, x) if isinstance(m, nn.BatchNorm2d) else numpy_conv(m, x)
 
 
 def numpy_chain(layers, x):
+    """The same for layers one behind the other, blocks of a residual network among them."""
     backs = []
     for m in layers:
         x, back = numpy_block(m, x) if hasattr(m, "conv2") else numpy_layer(m, x)
@@ -218,6 +216,7 @@ def numpy_chain(layers, x):
 
 
 def numpy_block(b, x):
+    """The same for a block of two convolutions and what goes past them."""
     main, main_back = numpy_chain([b.conv1, b.bn1, b.act1, b.conv2, b.bn2], x)
     side, side_back = numpy_chain(b.downsample or [], x)
     total, back = numpy_layer(b.act2, main + side)
@@ -226,43 +225,37 @@ def numpy_block(b, x):
 
 def guided_cnn(model, x, category):
     """All of scenes-cnn in numpy: convolutions, norms, ReLUs, blocks, and the mean in front of the classifier."""
-    layers = [
-        *model.conv1,
-        model.bn1,
-        model.act1,
-        *(block for stage in (model.layer1, model.layer2, model.layer3, model.layer4) for block in stage),
-    ]
-    a, back = numpy_chain(layers, x[0].double().numpy())
-    return back(np.broadcast_to(model.fc.weight[category].detach().double().numpy()[:, None, None] / a[0].size, a.shape))
+    layers = [*model.conv1, model.bn1, model.act1, *model.layer1, *model.layer2, *model.layer3, *model.layer4]
+    a, back = numpy_chain(layers, as_numpy(x[0]))
+    weights = as_numpy(model.fc.weight[category])[:, None, None]
+    return back(np.broadcast_to(weights / a[0].size, a.shape))
 
 
 def guided_vit(model, x, category):
     """scenes-vit has ReLUs in its first four convolutions only: autograd behind them, numpy in front."""
-    *stem, last = [m for part in model.patch_embed.proj for m in (part if isinstance(part, nn.Sequential) else [part])]
-    a, back = numpy_chain(stem, x[0].double().numpy())
+    *stem, last = [m for m in model.patch_embed.proj.modules() if not isinstance(m, nn.Sequential)]
+    _, back = numpy_chain(stem, as_numpy(x[0]))
     kept = []
     handle = last.register_forward_pre_hook(lambda m, given: kept.append(given[0].requires_grad_()))
     output = model(x)
     handle.remove()
     (gradient,) = torch.autograd.grad(output[0, category], kept)
-    return back(gradient[0].double().numpy())
+    return back(as_numpy(gradient[0]))
 
 
 @pytest.mark.parametrize("name, slow", [("cnn", guided_cnn), ("vit", guided_vit)])
 def test_guided_backpropagation_of_a_network_in_numpy(name, slow):
     model, x, category = asked(name)
-    close(GuidedBackpropReLUModel(model)(x, category)[0], slow(model, x, category))
+    assert_same(GuidedBackpropReLUModel(model)(x, category)[0], slow(model, x, category))
 
 
 @pytest.mark.parametrize("name, slow", [("cnn", guided_cnn), ("vit", guided_vit)])
 def test_guided_gradcam_in_numpy(name, slow):
     model, x, category = asked(name)
     layer = dict(SCENES)[name]
-    r = record(model, [layer], x, lambda output: output[0, category])
-    a, g = (on_grid(kept[model.get_submodule(layer)][0]) for kept in (r.activations, r.gradients))
-    raw = np.maximum(sum(channel * gradient.mean() for channel, gradient in zip(a, g)), 0)
-    heat = enlarged(raw, 128)
-    close(GuidedGradCAM(model, layer)(x, category)[0], heat / heat.max() * slow(model, x, category))
+    (a,), (g,) = graph(model, layer, x, lambda output: output[0, category])
+    heat = heat_map(weighed(a, [gradient.mean() for gradient in g]), 128)
+    assert_same(GuidedGradCAM(model, layer)(x, category)[0], heat * slow(model, x, category))
 
 
 def test_factorization_is_as_good_as_scikit_learns():
@@ -274,7 +267,7 @@ def test_factorization_is_as_good_as_scikit_learns():
         concepts, where = dff(A, n)
         ours = (V - concepts @ where.transpose(0, 1).flatten(1)).norm()
         theirs = decomposition.NMF(n, init="random", random_state=0, max_iter=1000).fit(V.numpy()).reconstruction_err_
-        assert ours < 1.05 * theirs
+        assert ours < 1.05 * theirs, f"{n} components"
 
 
 def test_updates_in_numpy():
@@ -283,16 +276,18 @@ def test_updates_in_numpy():
     V, k, rng = A[0].flatten(1).double().numpy(), 2, torch.Generator().manual_seed(0)
     scale = np.sqrt(V.mean() / k)
     W, H = (scale * torch.rand(*s, generator=rng).double().numpy() for s in ((5, k), (k, 6)))
+
+    def new_H(a, p):
+        made = (W @ H)[:, p]
+        return H[a, p] * sum(W[c, a] * V[c, p] for c in range(5)) / sum(W[c, a] * made[c] for c in range(5))
+
+    def new_W(c, a):
+        made = (W @ H)[c]
+        return W[c, a] * sum(V[c, p] * H[a, p] for p in range(6)) / sum(made[p] * H[a, p] for p in range(6))
+
     for _ in range(50):
-        new = H.copy()
-        for a in range(k):
-            for p in range(6):
-                new[a, p] = H[a, p] * sum(W[c, a] * V[c, p] for c in range(5)) / sum(W[c, a] * (W @ H)[c, p] for c in range(5))
-        H, new = new, W.copy()
-        for c in range(5):
-            for a in range(k):
-                new[c, a] = W[c, a] * sum(V[c, p] * H[a, p] for p in range(6)) / sum((W @ H)[c, p] * H[a, p] for p in range(6))
-        W = new
+        H = np.array([[new_H(a, p) for p in range(6)] for a in range(k)])
+        W = np.array([[new_W(c, a) for a in range(k)] for c in range(5)])
     concepts, where = dff(A, k, iterations=50)
     assert np.abs(concepts.numpy() @ where[0].flatten(1).numpy() - W @ H).max() < 1e-4
     assert where.amax((0, 2, 3)).eq(1).all()
@@ -302,7 +297,7 @@ def test_updates_in_numpy():
 def test_factorization_in_numpy(name, layer):
     """All channels and places of a layer: the channels' negative parts lifted, the same updates in double precision."""
     model, x, _ = asked(name)
-    A = on_grid(record(model, [layer], x).activations[model.get_submodule(layer)][0])
+    A = as_numpy(on_grid(record(model, [layer], x).activations[model.get_submodule(layer)][0])[0])
     V, k, rng = A.reshape(len(A), -1), 3, torch.Generator().manual_seed(0)
     low = np.array([min(channel.min(), 0) for channel in V])[:, None]
     V = V - low
@@ -312,32 +307,32 @@ def test_factorization_in_numpy(name, layer):
         W = W * (V @ H.T) / (W @ H @ H.T)
     order = np.argsort([-np.linalg.norm(W[:, i]) * np.linalg.norm(H[i]) for i in range(k)])
     concepts, where = dff(torch.from_numpy(A)[None].float(), k, iterations=40)
-    close(where[0].flatten(1), np.stack([H[i] / H[i].max() for i in order]))
-    close(concepts, np.stack([W[:, i] * H[i].max() for i in order], 1) + low)
+    assert_same(where[0].flatten(1), np.stack([H[i] / H[i].max() for i in order]))
+    assert_same(concepts, np.stack([W[:, i] * H[i].max() for i in order], 1) + low)
 
 
 def test_factorization_of_a_transformer_and_its_pictures():
     model, batch = load("scenes-vit"), scenes(2, TEST + 2000)
     concepts, heats = DeepFeatureFactorization(model)((batch.images - 0.5) / 0.5, 4)
-    assert concepts.shape == (96, 4) and heats.shape == (2, 4, 128, 128)
+    assert concepts.shape == (96, 4)
+    assert heats.shape == (2, 4, 128, 128)
     assert show_factorization_on_image(batch.images[0], heats[0], concept_labels=list("abcd")).shape == (128, 256, 3)
     assert create_labels_legend(torch.tensor([[0.1, 0.7, 0.2]]), {0: "a", 1: "b, c, d, e", 2: "f"}) == ["b, c, d:0.70\nf:0.20"]
     cnn = load("scenes-cnn")
     shown = run_dff_on_image(cnn, cnn.layer4, cnn.fc, batch.images[0], (batch.images[0] - 0.5) / 0.5)
-    assert shown.shape == (128, 384, 3) and shown.dtype == np.uint8
+    assert shown.shape == (128, 384, 3)
+    assert shown.dtype == np.uint8
 
 
 @pytest.mark.parametrize("name, layers", [("cnn", ["layer2", "layer3", "layer4"]), ("vit", ["blocks.3.norm1", "blocks.5.norm1"])])
 def test_refinecam_in_numpy(name, layers):
     """Grad-CAM++ of each layer, positive, enlarged and divided by its maximum; their product, divided by its own."""
     model, x, category = asked(name)
-    r, product = record(model, layers, x, lambda output: output[0, category]), 1
+    product = 1
     for layer in layers:
-        a, g = (on_grid(kept[model.get_submodule(layer)][0]) for kept in (r.activations, r.gradients))
-        weights = [sum(max(v, 0) / (2 + channel.sum() * v) for v in gradient.ravel()) for channel, gradient in zip(a, g)]
-        heat = enlarged(np.maximum(sum(w * channel for w, channel in zip(weights, a)), 0), 128)
-        product = product * heat / heat.max()
-    close(RefineCAM(model, layers)(x, category)[0], product / product.max())
+        (a,), (g,) = graph(model, layer, x, lambda output: output[0, category])
+        product = product * heat_map(weighed(a, plusplus_weights(a, g)), 128)
+    assert_same(RefineCAM(model, layers)(x, category)[0], product / product.max())
 
 
 @pytest.mark.filterwarnings("ignore:blank heat map")  # noise, of which nothing may speak for a class
@@ -362,8 +357,8 @@ def test_sobel_in_numpy():
     for y, x in np.ndindex(slow.shape):
         window = grey[y : y + 3, x : x + 3]
         slow[y, x] = (abs((across * window).sum()) + abs((across.T * window).sum())) / 2
-    close(sobel_cam(torch.from_numpy(picture)[None].float())[0], slow)
-    close(Sobel()(torch.from_numpy(picture)[None].float())[0], slow / slow.max())
+    assert_same(sobel_cam(torch.from_numpy(picture)[None].float())[0], slow)
+    assert_same(Sobel()(torch.from_numpy(picture)[None].float())[0], slow / slow.max())
 
 
 def test_sobel_agrees_with_opencv():

@@ -5,6 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from oracles import asked, assert_untouched, interpolation, stopping
 from torch import nn
 
 from gradcam_nb.methods.drise import DRISE
@@ -16,14 +17,9 @@ from gradcam_nb.targets.detection import DetectionTarget
 
 
 def shares(size, cells, shift):
-    """What each pixel of a shifted mask takes from each cell along one axis: bilinear, half-pixel centres."""
+    """What each pixel of a shifted mask takes from each cell along one axis: a cell more than needed, enlarged, and cut out."""
     cell = -(-size // cells)
-    table = np.zeros((size, cells))
-    for pixel in range(size):
-        at = np.clip((pixel + shift + 0.5) * cells / ((cells + 1) * cell) - 0.5, 0, cells - 1)
-        table[pixel, int(at)] += 1 - at % 1
-        table[pixel, min(int(at) + 1, cells - 1)] += at % 1
-    return table
+    return interpolation(cells, (cells + 1) * cell)[shift : shift + size]
 
 
 def slow_masks(n, size, cells, keep, seed):
@@ -48,35 +44,25 @@ def slow_rise(score, x, n, cells, keep, seed, centred):
     return heat / heat.max()
 
 
-def asked():
-    scene = scenes(1, TEST + 2017)
-    return load("scenes-cnn"), scene.images * 2 - 1, scene.labels[0].argmax().item()
-
-
 @pytest.mark.parametrize("size, cells", [((30,), 4), ((20, 33), 7), ((9, 8, 10), 3)])
 def test_masks_pixel_by_pixel(size, cells):
     masks = RandomMasks(12, size, cells, 0.4, seed=5)
     slow = np.stack(list(slow_masks(12, size, cells, 0.4, 5)))
     assert np.abs(masks[:].numpy() - slow).max() < 1e-5
-    assert torch.equal(masks[3:8], masks[:][3:8]) and 0 <= slow.min() and slow.max() <= 1 + 1e-9
+    assert torch.equal(masks[3:8], masks[:][3:8])
+    assert 0 <= slow.min()
+    assert slow.max() <= 1 + 1e-9
 
 
 @pytest.mark.parametrize(
     "how", [{}, {"centred": True}, {"score": "sigmoid"}, {"score": "raw", "centred": True}, {"cells": 4, "keep": 0.7, "seed": 3}]
 )
 def test_rise_equals_the_paper_one_mask_at_a_time(how):
-    model, x, category = asked()
+    model, x, category = asked("cnn", 2017)
     link = {"softmax": lambda y: y.softmax(-1), "sigmoid": torch.sigmoid, "raw": lambda y: y}[how.get("score", "softmax")]
+    options = dict(cells=7, keep=0.5, seed=0, centred=False) | {name: value for name, value in how.items() if name != "score"}
     with torch.no_grad():
-        slow = slow_rise(
-            lambda t: link(model(t))[0, category].item(),
-            x,
-            50,
-            how.get("cells", 7),
-            how.get("keep", 0.5),
-            how.get("seed", 0),
-            how.get("centred", False),
-        )
+        slow = slow_rise(lambda t: link(model(t))[0, category].item(), x, 50, **options)
     heat = RISE(model, n_masks=50, progress=False, **how)(x, category)[0].numpy()
     assert np.abs(heat - slow).max() < 1e-4
 
@@ -86,7 +72,13 @@ def test_rise_of_a_linear_model(size, cells):
     """Cells are independent, so the masks' covariance is known: p (1 - p) times the mean over the shifts of what two pixels share."""
     torch.manual_seed(1)
     w, x, keep = torch.randn(size).double().numpy(), torch.randn(1, 1, *size), 0.4
-    along = [np.mean([shares(side, cells, s) @ shares(side, cells, s).T for s in range(-(-side // cells))], 0) for side in size]
+
+    def shared(side):
+        """What two pixels share along one axis, the mean over all shifts."""
+        tables = [shares(side, cells, shift) for shift in range(-(-side // cells))]
+        return np.mean([table @ table.T for table in tables], 0)
+
+    along = [shared(side) for side in size]
     covariance = along[0] if len(size) == 1 else np.kron(*along)
     closed = (covariance * (1 - keep) @ (w * x[0, 0].double().numpy()).ravel()).reshape(size)
 
@@ -132,10 +124,11 @@ def dots():
 def slow_match(box, scores, output):
     """The paper's similarity, a detection at a time."""
     best = 0.0
-    for b, s, o in zip(output["boxes"].tolist(), output["class_scores"].double().numpy(), output["scores"].tolist()):
+    for b, s, objectness in zip(output["boxes"].tolist(), output["class_scores"].double().numpy(), output["scores"].tolist()):
         width, height = (max(0.0, min(box[i + 2], b[i + 2]) - max(box[i], b[i])) for i in (0, 1))
         union = (box[2] - box[0]) * (box[3] - box[1]) + (b[2] - b[0]) * (b[3] - b[1]) - width * height
-        best = max(best, width * height / union * (s @ scores) / np.linalg.norm(s) / np.linalg.norm(scores) * o)
+        cosine = (s @ scores) / np.linalg.norm(s) / np.linalg.norm(scores)
+        best = max(best, width * height / union * cosine * objectness)
     return best
 
 
@@ -144,10 +137,13 @@ def test_drise_equals_the_paper_one_mask_at_a_time(centred):
     model, x = dots()
     (found,) = model(x[:1])
     heats = DRISE(model, n_masks=80, cells=5, centred=centred, progress=False).many(x[:1], [0, 1])[0].numpy()
+
+    def slow(box, scores):
+        return slow_rise(lambda t: slow_match(box, scores, model(t)[0]), x[:1], 80, 5, 0.5, 0, centred)
+
     for index, heat in enumerate(heats):
-        box, scores = found["boxes"][index].tolist(), found["class_scores"][index].double().numpy()
-        slow = slow_rise(lambda t: slow_match(box, scores, model(t)[0]), x[:1], 80, 5, 0.5, 0, centred)
-        assert np.abs(heat - slow).max() < 1e-4
+        expected = slow(found["boxes"][index].tolist(), found["class_scores"][index].double().numpy())
+        assert np.abs(heat - expected).max() < 1e-4, f"detection {index}"
 
 
 def test_drise_finds_the_box_of_its_target():
@@ -155,7 +151,8 @@ def test_drise_finds_the_box_of_its_target():
     heats = DRISE(model, n_masks=600, cells=5, centred=True, progress=False).many(x[:1], [0, 1])[0]
     for heat, (left, top, right, bottom) in zip(heats, model(x[:1])[0]["boxes"].int().tolist()):
         inside = heat[top:bottom, left:right]
-        assert inside.max() == 1 and inside.mean() > 3 * heat.mean()
+        assert inside.max() == 1, "the peak is outside of the box"
+        assert inside.mean() > 3 * heat.mean()
 
 
 def test_drise_on_a_real_detector(data):
@@ -169,22 +166,29 @@ def test_drise_on_a_real_detector(data):
     (found,) = detector(photo)
     assert [demo_models.COCO_CLASSES[label] for label in found["labels"]] == ["dog", "cat"]
     heats = DRISE(detector, n_masks=150, cells=6, centred=True, progress=False).many(photo, [0, 1])[0]
-    for heat, (left, top, right, bottom) in zip(heats, found["boxes"].int().tolist()):
+    for label, heat, (left, top, right, bottom) in zip(("dog", "cat"), heats, found["boxes"].int().tolist()):
         inside = heat[top:bottom, left:right]
-        assert inside.max() == 1 and inside.sum() / heat.sum() > 1.5 * inside.numel() / heat.numel()
+        assert inside.max() == 1, f"the peak is outside of the {label}'s box"
+        assert inside.sum() / heat.sum() > 1.5 * inside.numel() / heat.numel(), label
 
 
 @pytest.mark.parametrize("made", ["RISE", "DRISE"])
 def test_one_by_one_and_in_passes_of_any_size(made):
     if made == "RISE":
         model, x = load("scenes-cnn"), scenes(3, TEST + 2018).images * 2 - 1
-        cam = lambda **how: RISE(model, n_masks=25, progress=False, **how)
     else:
         model, x = dots()
-        cam = lambda **how: DRISE(model, n_masks=25, cells=4, progress=False, **how)
-    heat = cam()(x)
-    for other in (torch.cat([cam()(x[[i]]) for i in range(len(x))]), cam(batch_size=1)(x), cam(batch_size=4)(x), cam(batch_size=1000)(x)):
-        torch.testing.assert_close(other, heat, rtol=0, atol=1e-4)
+
+    def heats(pictures, **how):
+        if made == "RISE":
+            return RISE(model, n_masks=25, progress=False, **how)(pictures)
+        return DRISE(model, n_masks=25, cells=4, progress=False, **how)(pictures)
+
+    together = heats(x)
+    one_by_one = torch.cat([heats(x[[i]]) for i in range(len(x))])
+    torch.testing.assert_close(one_by_one, together, rtol=0, atol=1e-4)
+    for size in (1, 4, 1000):
+        assert torch.allclose(heats(x, batch_size=size), together, rtol=0, atol=1e-4), f"passes of {size}"
 
 
 def slow_opticam(model, layer, x, category, iterations, objective):
@@ -212,17 +216,22 @@ def slow_opticam(model, layer, x, category, iterations, objective):
     return mask(u.detach()).detach()
 
 
-@pytest.mark.parametrize("objective", ["mask", "difference"])
-def test_opticam_equals_a_plain_descent(objective):
-    """A few iterations on the scenes: from there on the descent amplifies rounding, so all hundred on a smooth network.
+# In float64: Adam makes a whole step of a gradient that is nothing but rounding, and rounding differs from machine to machine.
 
-    In float64: Adam makes a whole step of a gradient that is nothing but rounding, and rounding differs from machine to machine.
-    """
-    model, x, category = asked()
+
+@pytest.mark.parametrize("objective", ["mask", "difference"])
+def test_opticam_equals_a_plain_descent_on_the_scenes(objective):
+    """A few iterations: from there on the descent amplifies rounding."""
+    model, x, category = asked("cnn", 2017)
     model, x = copy.deepcopy(model).double(), x.double()
     slow = slow_opticam(model, model.layer4, x, category, 4, objective)
     heat = OptiCAM(model, "layer4", iterations=4, objective=objective, progress=False)(x, category)[0]
     assert (heat - slow).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("objective", ["mask", "difference"])
+def test_opticam_equals_a_plain_descent_on_a_smooth_network(objective):
+    """All hundred iterations."""
     torch.manual_seed(0)
     smooth = nn.Sequential(nn.Conv2d(2, 6, 3, 2), nn.Softplus(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3)).double()
     x = torch.randn(1, 2, 16, 20, dtype=torch.double)
@@ -245,36 +254,29 @@ def test_opticam_raises_the_score_picture_by_picture():
 
 
 def test_opticam_writes_no_gradient_and_works_in_any_mode():
-    model, x, category = asked()
+    model, x, category = asked("cnn", 2017)
     heat = OptiCAM(model, "layer4", iterations=3, progress=False)(x, category)
-    assert all(p.grad is None and p.requires_grad for p in model.parameters())
+    assert_untouched(model, training=False)
+    assert all(p.requires_grad for p in model.parameters())
     frozen = copy.deepcopy(model).requires_grad_(False).train()
     for mode in (torch.no_grad, torch.inference_mode):
         with mode():
-            torch.testing.assert_close(
-                OptiCAM(frozen, "layer4", iterations=3, progress=False)(x.clone(), category), heat, rtol=0, atol=1e-4
-            )
-    assert all(m.training for m in frozen.modules())
+            again = OptiCAM(frozen, "layer4", iterations=3, progress=False)(x.clone(), category)
+            assert torch.allclose(again, heat, rtol=0, atol=1e-4), mode.__name__
+    assert_untouched(frozen)
 
 
 @pytest.mark.parametrize("method", [RISE, DRISE, OptiCAM])
 def test_stopped_it_leaves_the_model_as_it_was(method):
     model, x = dots() if method is DRISE else (copy.deepcopy(load("scenes-cnn")), scenes(2, TEST + 2019).images * 2 - 1)
     model.train().register_buffer("calls", torch.zeros(()))
-    calls = []
-
-    def stop(*_):
-        calls.append(1)
-        if len(calls) == 6:
-            raise KeyboardInterrupt
-
+    stop = stopping(6)
     handle = model.register_forward_hook(stop)
     with pytest.raises(KeyboardInterrupt):
         method(model, batch_size=2, progress=False)(x)
     handle.remove()
-    assert len(calls) == 6 and all(m.training for m in model.modules())
-    assert not any(m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m) for m in model.modules())
-    assert all(p.grad is None for p in model.parameters())
+    assert len(stop.calls) == 6
+    assert_untouched(model)
 
 
 def test_a_detector_that_finds_nothing_says_so():

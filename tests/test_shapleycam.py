@@ -9,6 +9,7 @@ import pytest
 import timm
 import torch
 import torchvision
+from oracles import asked, assert_same, assert_untouched, correlation, on_grid, raw_map, raw_maps, weighed
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
@@ -89,22 +90,8 @@ def by_hessian(head, a, category):
 
 
 def on_paper(a, g):
-    """One weight a channel, one place at a time."""
-    raw = np.zeros(a.shape[1:])
-    for k in range(len(a)):
-        weight = sum(g[(k, *p)] for p in np.ndindex(a.shape[1:])) / a[k].size
-        for p in np.ndindex(a.shape[1:]):
-            raw[p] += weight * a[(k, *p)]
-    return raw
-
-
-def raw_maps(cam, x, targets):
-    run = cam.run(x, targets)
-    return [cam.get_layer_map(run, call)[0].numpy() for layer in run.layers for call in run.calls(layer)]
-
-
-def assert_same(ours, paper):
-    assert np.abs(ours - paper).max() < 1e-4 * np.abs(paper).max()
+    """One weight a channel: the mean of what stands in a gradient's place."""
+    return weighed(a, [sum(gradient.ravel()) / gradient.size for gradient in g])
 
 
 NETWORKS = [("cnn", "layer3"), ("cnn", "layer4"), ("vit", "blocks.5.norm1"), ("vit", "blocks.2")]
@@ -112,15 +99,12 @@ NETWORKS = [("cnn", "layer3"), ("cnn", "layer4"), ("vit", "blocks.5.norm1"), ("v
 
 @pytest.mark.parametrize("name, layer", NETWORKS)
 def test_equals_the_paper_by_differences(name, layer):
-    batch = scenes(3, TEST + 2000)
-    laid = vit_reshape_transform if name == "vit" else lambda t: t
-    for x, labels in zip(batch.images * 2 - 1, batch.labels):
-        category = labels.argmax().item()
-        a, g = (
-            laid(torch.as_tensor(t))[0].numpy() for t in by_differences(load(f"scenes-{name}").double(), layer, x[None].double(), category)
-        )
-        (ours,) = raw_maps(ShapleyCAM(load(f"scenes-{name}"), layer), x[None], category)
-        assert_same(ours, on_paper(a, g))
+    for number in range(2000, 2003):
+        model, x, category = asked(name, number)
+        ours = raw_map(ShapleyCAM(model, layer), x, category)
+        found = by_differences(model.double(), layer, x.double(), category)
+        (a,), (g,) = (on_grid(torch.as_tensor(t)).numpy() for t in found)
+        assert_same(ours, on_paper(a, g), f"scene {number}")
 
 
 @pytest.mark.parametrize("utility", ["rest", "score"])
@@ -138,9 +122,9 @@ def test_equals_the_paper_on_a_small_net(bends, utility):
     chained.forward = forward
     for i in range(len(x)):
         ours = raw_maps(ShapleyCAM(model, ["first", "act"], utility=utility), x[[i]], i)
-        for map_, layer in zip(ours, ("first", "once", "twice"), strict=True):
+        for raw, layer in zip(ours, ("first", "once", "twice"), strict=True):
             a, g = by_differences(chained, layer, x[[i]].double(), i, scored)
-            assert_same(map_, on_paper(a[0], g[0]))
+            assert_same(raw[0], on_paper(a[0], g[0]), f"picture {i}, {layer}")
 
 
 def test_equals_the_whole_hessian_where_a_layer_gives_a_tuple(bends):
@@ -150,16 +134,14 @@ def test_equals_the_whole_hessian_where_a_layer_gives_a_tuple(bends):
     for i in range(len(x)):
         a = double.pair(double.act(double.act(double.first(x[[i]].double()))))[0][0].detach()
         g = by_hessian(lambda h: double.head(3 * h.pow(2).mean((1, 2))), a, i)
-        (ours,) = raw_maps(ShapleyCAM(model, "pair"), x[[i]], i)
-        assert_same(ours, on_paper(a.numpy(), g))
+        assert_same(raw_map(ShapleyCAM(model, "pair"), x[[i]], i), on_paper(a.numpy(), g), f"picture {i}")
 
 
 def case(name):
     torch.manual_seed(0)
     if name == "vit":
-        return SimpleNamespace(
-            model=timm.create_model("vit_tiny_patch16_224").eval(), layer="blocks.8.norm1", reshape=vit_reshape_transform
-        )
+        model = timm.create_model("vit_tiny_patch16_224").eval()
+        return SimpleNamespace(model=model, layer="blocks.8.norm1", reshape=vit_reshape_transform)
     build, layer = {"resnet18": (torchvision.models.resnet18, "layer3"), "vgg11": (torchvision.models.vgg11, "features.14")}[name]
     return SimpleNamespace(model=build().eval(), layer=layer, reshape=None)
 
@@ -182,8 +164,8 @@ def test_agrees_with_grad_cam(name):
     peer = Peer(n.model, [n.model.get_submodule(n.layer)], n.reshape)
     theirs = peer(x, [package.utils.model_targets.ClassifierOutputReST(c) for c in classes])
     peer.activations_and_grads.gradients.clear()  # else its end fails on them
-    for a, b in zip(ours.numpy(), theirs):
-        assert np.corrcoef(a.ravel(), b.ravel())[0, 1] >= 0.999
+    for i, (a, b) in enumerate(zip(ours, theirs)):
+        assert correlation(a, b) >= 0.999, f"picture {i}"
 
 
 @pytest.mark.parametrize("layers", ["pair", ["first", "act"], ["act", "pair"]])
@@ -192,33 +174,40 @@ def test_batch_equals_one_by_one(bends, layers):
     cam = ShapleyCAM(model, layers)
     together = cam(x, [0, 1, 2])
     assert torch.allclose(together, torch.cat([cam(x[[i]], i) for i in range(3)]), atol=1e-4)
-    many = cam.many(x, [3, lambda y: y[1] * y[2], 0])
-    for k, target in enumerate((3, lambda y: y[1] * y[2], 0)):
-        assert torch.allclose(many[:, k], cam(x, target), atol=1e-4)
+    targets = [3, lambda y: y[1] * y[2], 0]
+    many = cam.many(x, targets)
+    for k, target in enumerate(targets):
+        assert torch.allclose(many[:, k], cam(x, target), atol=1e-4), f"target {k}"
 
 
 def test_two_layers_are_the_mean_of_each(bends):
     model, x = bends
-    both, each = ShapleyCAM(model, ["first", "pair"])(x, 1), [ShapleyCAM(model, layer)(x, 1) for layer in ("first", "pair")]
-    mean = torch.stack(each).mean(0)
+    both = ShapleyCAM(model, ["first", "pair"])(x, 1)
+    mean = torch.stack([ShapleyCAM(model, layer)(x, 1) for layer in ("first", "pair")]).mean(0)
     assert torch.allclose(both, mean / mean.flatten(1).amax(1)[:, None, None], atol=1e-4)
 
 
 def test_a_class_is_a_class_in_every_form(bends):
     model, x = bends
     cam, plain = ShapleyCAM(model, "first"), ShapleyCAM(model, "first", utility="score")
-    asked = cam(x, [0, 1, 2])
-    for targets in (
-        torch.arange(3),
-        np.arange(3),
-        list(torch.arange(3)),
-        [ClassifierOutputTarget(i) for i in range(3)],
-        [ClassifierOutputReST(i) for i in range(3)],
-    ):
-        assert torch.equal(cam(x, targets), asked)
+    expected = cam(x, [0, 1, 2])
+    forms = {
+        "tensor": torch.arange(3),
+        "array": np.arange(3),
+        "list of tensors": list(torch.arange(3)),
+        "list of ClassifierOutputTarget": [ClassifierOutputTarget(i) for i in range(3)],
+        "list of ClassifierOutputReST": [ClassifierOutputReST(i) for i in range(3)],
+    }
+    for form, targets in forms.items():
+        assert torch.equal(cam(x, targets), expected), form
     assert torch.equal(cam(x), cam(x, model(x).argmax(1)))
     assert torch.allclose(cam(x, lambda y: y[1]), plain(x, 1), atol=1e-6)
     assert torch.allclose(plain(x, ClassifierOutputReST(1)), cam(x, 1), atol=1e-6)
+
+
+def test_what_is_no_class_is_said(bends):
+    model, x = bends
+    cam = ShapleyCAM(model, "first")
     with pytest.raises(TypeError, match="got a str"):
         cam(x, "cat")
     with pytest.raises(TypeError, match="got a float"):
@@ -231,18 +220,17 @@ def test_changed_copies_are_asked_about_the_plain_pictures_class():
     model, x = load("scenes-cnn"), scenes(3, TEST + 2000).images * 2 - 1
     top = model(x).argmax(1)
     assert (model(-x).argmax(1) != top).any()
-    views = [(torch.neg, lambda m: m)]
+    cam, views = ShapleyCAM(model, "layer4"), [(torch.neg, lambda m: m)]
+    expected = cam(x, top, aug_smooth=views)
     for targets in (None, ClassifierOutputReST()):
-        assert torch.allclose(
-            ShapleyCAM(model, "layer4")(x, targets, aug_smooth=views), ShapleyCAM(model, "layer4")(x, top, aug_smooth=views), atol=1e-5
-        )
+        assert torch.allclose(cam(x, targets, aug_smooth=views), expected, atol=1e-5), targets
 
 
 def test_where_nothing_bends_it_is_gradcam():
     """A score that is linear behind the layer; a network of ReLUs at any layer."""
     model, x = load("scenes-cnn"), scenes(3, TEST + 2000).images * 2 - 1
     for layer in ("layer4", "layer3", "layer2"):
-        assert torch.allclose(ShapleyCAM(model, layer, utility="score")(x, 3), GradCAM(model, layer)(x, 3), atol=1e-5)
+        assert torch.allclose(ShapleyCAM(model, layer, utility="score")(x, 3), GradCAM(model, layer)(x, 3), atol=1e-5), layer
     silent = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5)).requires_grad_(False)
     assert torch.equal(ShapleyCAM(silent, "0", utility="score")(x, 3), GradCAM(silent, "0")(x, 3))
 
@@ -250,7 +238,8 @@ def test_where_nothing_bends_it_is_gradcam():
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
 def test_keeps_nothing_of_the_graph(bends, mode, monkeypatch):
     model, x = bends
-    expected, graphs, plain = ShapleyCAM(model, ["first", "pair"])(x, 1), [], torch.autograd.grad
+    cam, graphs, plain = ShapleyCAM(model, ["first", "pair"]), [], torch.autograd.grad
+    expected = cam(x, 1)
 
     def grad(*args, **how):
         found = plain(*args, **how)
@@ -261,10 +250,15 @@ def test_keeps_nothing_of_the_graph(bends, mode, monkeypatch):
     gc.disable()
     try:
         with mode():
-            run = (cam := ShapleyCAM(model, ["first", "pair"])).run(x, 1)
+            cam = ShapleyCAM(model, ["first", "pair"])
+            run = cam.run(x, 1)
             assert torch.allclose(cam.draw(run), expected, atol=1e-6)
-        assert graphs and not any(graph() is not None for graph in graphs)
+        assert graphs
+        assert not any(graph() is not None for graph in graphs)
     finally:
         gc.enable()
-    assert not any(isinstance(t, torch.Tensor) and t.requires_grad for t in tree_leaves([run.record.activations, run.record.gradients]))
-    assert all(p.grad is None for p in model.parameters()) and not x.requires_grad
+    kept = [t for t in tree_leaves([run.record.activations, run.record.gradients]) if isinstance(t, torch.Tensor)]
+    assert kept
+    assert not any(t.requires_grad for t in kept)
+    assert_untouched(model, training=False)
+    assert not x.requires_grad

@@ -27,7 +27,8 @@ class AblationCAM(PerturbationCAM):
     """Channels weighed by how far the score falls without each of them.
 
     Desai & Ramaswamy, *Ablation-CAM: Visual Explanations for Deep Convolutional Network via Gradient-free Localization*, WACV 2020,
-    [doi 10.1109/WACV45572.2020.9093360](https://doi.org/10.1109/WACV45572.2020.9093360). Cost: one run of the model, and what lies behind the layer once for each channel.
+    [doi 10.1109/WACV45572.2020.9093360](https://doi.org/10.1109/WACV45572.2020.9093360). Cost: one run of the model, and what lies
+    behind the layer once for each channel.
     """
 
     kind = "perturbation"
@@ -55,11 +56,13 @@ class AblationCAM(PerturbationCAM):
         return record_at(self.model, self.target_layers, input_tensor, score, replayable=True)
 
     def get_channel_weights(self, run: Run, call: Call, asked) -> Tensor:
-        index, values = channel_elements(run, call), call.activations.flatten(2)
+        index = channel_elements(run, call)
+        values = call.activations.flatten(2)
         fills = _FILLS[self.fill](values)
         chosen = values.abs().mean(-1).topk(max(1, round(self.ratio * len(index)))).indices.sort().values
 
         def off(picture, part):
+            "Where some of a picture's chosen channels stand in what the layer gives, and what stands there once they are off."
             places = index[chosen[picture, part]]
             return places, fills[picture, chosen[picture, part], None].expand_as(places)
 
@@ -67,7 +70,8 @@ class AblationCAM(PerturbationCAM):
         scores = scores_behind(
             run, call, asked, chosen.shape[1], off, batch_size=self.batch_size, label=type(self).__name__, progress=self.progress
         )
-        drops, size = plain - scores, plain.abs()
+        drops = plain - scores
+        size = plain.abs()
         # Where no channel changes more than rounding does, the score does not depend on the layer.
         drops = drops.where(drops.abs().amax(-1, keepdim=True) > 1e-5 * size, 0)
         weights = drops / size.where(size > 1e-20, 1)

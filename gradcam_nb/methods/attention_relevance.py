@@ -25,5 +25,6 @@ class AttentionRelevance(AttentionCAM):
     def get_patch_map(self, layers: list, prefix: int) -> Tensor:
         identity = relevance = torch.eye(layers[0].weights.shape[-1], device=layers[0].weights.device)
         for layer in layers:
-            relevance = relevance + (layer.gradient.float() * layer.weights.float()).clamp(min=0).mean(1) @ relevance
+            speaking_for = (layer.gradient.float() * layer.weights.float()).clamp(min=0).mean(1)
+            relevance = relevance + speaking_for @ relevance
         return (relevance - identity)[:, self.rows(prefix), prefix:].mean(1)

@@ -6,7 +6,6 @@
 __all__ = ['CAM']
 
 # %% ../../nbs/methods/cam.ipynb #04
-import torch
 from torch import Tensor, nn
 
 from ..core.cam import BaseCAM, combine, weigh
@@ -15,10 +14,11 @@ from ..targets.resolve import class_scores
 
 # %% ../../nbs/methods/cam.ipynb #09
 def _classifier(model: nn.Module, channels: int) -> nn.Linear:
+    "The last linear layer that could read the mean of that many channels."
     found = [layer for layer in model.modules() if isinstance(layer, nn.Linear) and layer.in_features == channels]
     if not found:
         raise ValueError(
-            f"model: {type(model).__name__} has no linear layer that takes {channels} channels, so there are no weights to read; use GradCAM"
+            f"model: {type(model).__name__} has no linear layer that takes {channels} channels, and so no weights to read; use GradCAM"
         )
     return found[-1]
 
@@ -41,11 +41,14 @@ class CAM(BaseCAM):
             if not getattr(target, "is_score", False):
                 raise ValueError(f"targets: CAM has weights for classes only, got {target}; pass a class index, or use GradCAM")
         linear = _classifier(self.model, activations.shape[1])
-        weight, scores = linear.weight.detach().float(), class_scores(run.record.output).float()
-        made = activations.flatten(2).mean(-1) @ weight.T + (0 if linear.bias is None else linear.bias.detach().float())
+        weight = linear.weight.detach().float()
+        bias = 0 if linear.bias is None else linear.bias.detach().float()
+        made = activations.flatten(2).mean(-1) @ weight.T + bias
+        scores = class_scores(run.record.output).float()
         # Half precision may differ by a few percent; a layer that is not in front of the pooling differs by far more.
         if made.shape != scores.shape or (made - scores).abs().max() > 0.05 * scores.abs().max():
             raise ValueError(
-                "target_layers: the scores are not the linear layer of this layer's mean activations; pass the layer in front of the global average pooling, or use GradCAM"
+                "target_layers: the scores are not the linear layer of this layer's mean activations; "
+                "pass the layer in front of the global average pooling, or use GradCAM"
             )
         return combine(weigh(activations, weight[[target.category for target in run.targets]]), eigen_smooth)

@@ -30,8 +30,9 @@ def dff(
     iterations: int = 300,  # of the multiplicative updates
     seed: int = 0,  # of the random start
 ) -> tuple[Tensor, Tensor]:  # concepts `C × n_components`; explanations `B × n_components × spatial`, in [0, 1]
-    """Activations as a product of concepts and places. A channel's negative part is lifted to zero first, and lowered again in the concepts.
+    """Activations as a product of concepts and places.
 
+    A channel's negative part is lifted to zero first, and lowered again in the concepts.
     Collins et al., 2018, arXiv 1806.10206; updates: Lee and Seung, 2000, *Algorithms for Non-negative Matrix Factorization*.
     """
     if activations.ndim < 3:
@@ -43,12 +44,11 @@ def dff(
         )
     offset = places.amin(1, keepdim=True).clamp(max=0)
     places = places - offset
-    rng, tiny = torch.Generator().manual_seed(seed), torch.finfo(torch.float32).tiny
+    rng = torch.Generator().manual_seed(seed)
     start = (places.mean() / n_components).sqrt()
-    W, H = (
-        start * torch.rand(*shape, generator=rng).to(places.device)
-        for shape in ((len(places), n_components), (n_components, places.shape[1]))
-    )
+    W = start * torch.rand(len(places), n_components, generator=rng).to(places.device)
+    H = start * torch.rand(n_components, places.shape[1], generator=rng).to(places.device)
+    tiny = torch.finfo(torch.float32).tiny
     with torch.autocast(places.device.type, enabled=False):  # which would round the products to half precision
         for _ in range(iterations):
             H = H * (W.T @ places) / (W.T @ W @ H).clamp(min=tiny)
@@ -83,20 +83,21 @@ class DeepFeatureFactorization:
         self,
         input_tensor,  # `B × C × spatial`, or what the model takes
         n_components: int = 16,  # how many concepts
-    ) -> tuple[
-        Tensor, ...
-    ]:  # concepts `C × n_components`; heat maps `B × n_components × spatial` in [0, 1]; and what the computation says of each concept, if there is one
-        "The concepts of the pictures, found in all of them together."
-        batch, size = check_input(input_tensor), input_size(input_tensor)
+    ) -> tuple[Tensor, ...]:  # concepts `C × n_components`; heat maps `B × n_components × spatial` in [0, 1]
+        "The concepts of the pictures, found in all of them together; third, what the computation says of each concept, if there is one."
+        batch = check_input(input_tensor)
+        size = input_size(input_tensor)
         if self.target_layer is None:
             self.target_layer = suggest_layer(self.model, input_tensor).module
         r = record(self.model, [self.target_layer], input_tensor)
-        activations = next(Run(r, [self.target_layer], [None] * batch, size, self.reshape_transform).calls(self.target_layer)).activations
-        concepts, explanations = dff(activations, n_components)
+        run = Run(r, [self.target_layer], [None] * batch, size, self.reshape_transform)
+        first_call = next(run.calls(self.target_layer))
+        concepts, explanations = dff(first_call.activations, n_components)
         heats = resize(explanations.flatten(0, 1), size).unflatten(0, (batch, n_components))
         if self.computation_on_concepts is None:
             return concepts, heats
-        ask, dtype = self.computation_on_concepts, first_tensor(r.activations[self.target_layer]).dtype
+        ask = self.computation_on_concepts
+        dtype = first_tensor(r.activations[self.target_layer]).dtype
         with torch.no_grad(), evaluating(ask) if isinstance(ask, nn.Module) else nullcontext():
             return concepts, heats, ask(concepts.T.to(dtype)).float()
 
@@ -108,10 +109,13 @@ def create_labels_legend(
 ) -> list[str]:  # a line a class, for each concept
     "What to write beside each concept: its likeliest classes."
     values, indices = torch.as_tensor(concept_scores).topk(top_k)
-    return [
-        "\n".join(f"{','.join(str(labels[i]).split(',')[:3])}:{v:.2f}" for v, i in zip(*row))
-        for row in zip(values.tolist(), indices.tolist())
-    ]
+
+    def line(value, index):
+        "A class and its score; of a name with many synonyms, as ImageNet's, the first three."
+        synonyms = str(labels[index]).split(",")
+        return f"{','.join(synonyms[:3])}:{value:.2f}"
+
+    return ["\n".join(map(line, *row)) for row in zip(values.tolist(), indices.tolist())]
 
 
 def show_factorization_on_image(
@@ -122,7 +126,8 @@ def show_factorization_on_image(
     concept_labels=None,  # a text a concept, for a legend on the right
 ) -> np.ndarray:  # uint8, `H × W × 3`; twice as wide with a legend
     "The picture with each place in the colour of its concept."
-    image, explanations = read_image(img), torch.as_tensor(explanations).detach().float().cpu()
+    image = read_image(img)
+    explanations = torch.as_tensor(explanations).detach().float().cpu()
     if explanations.ndim != 3 or not len(explanations):
         raise ValueError(f"explanations: got shape {tuple(explanations.shape)}; pass n_components × H × W, such as heats[0]")
     if not 0 <= image_weight <= 1:
@@ -146,15 +151,12 @@ def _legend(colors, labels, size):
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
-    figure = Figure(figsize=(4, 4 * size[1] / size[0]), dpi=size[0] / 4)
-    canvas, lines = FigureCanvasAgg(figure), sum(label.count("\n") + 1 for label in labels)
-    figure.legend(
-        [Patch(color=tuple(color)[:3]) for color in colors],
-        labels,
-        loc="center",
-        frameon=False,
-        fontsize=min(14, 210 * size[1] / size[0] / max(1, lines)),
-    )
+    aspect = size[1] / size[0]
+    figure = Figure(figsize=(4, 4 * aspect), dpi=size[0] / 4)
+    canvas = FigureCanvasAgg(figure)
+    lines = sum(label.count("\n") + 1 for label in labels)
+    patches = [Patch(color=tuple(color)[:3]) for color in colors]
+    figure.legend(patches, labels, loc="center", frameon=False, fontsize=min(14, 210 * aspect / max(1, lines)))
     canvas.draw()
     return np.asarray(read_image(np.asarray(canvas.buffer_rgba())).resize(size))
 
@@ -175,10 +177,7 @@ def run_dff_on_image(
     image = read_image(img_pil)
     _, heats, outputs = DeepFeatureFactorization(model, target_layer, reshape_transform, classifier)(img_tensor[None], n_components)
     if labels is None:
-        labels = (
-            getattr(getattr(unwrap(model), "config", None), "id2label", None)
-            or getattr(unwrap(model), "classes", None)
-            or range(outputs.shape[1])
-        )
+        config = getattr(unwrap(model), "config", None)
+        labels = getattr(config, "id2label", None) or getattr(unwrap(model), "classes", None) or range(outputs.shape[1])
     legend = create_labels_legend(outputs.softmax(-1), labels, min(top_k, outputs.shape[1]))
     return np.hstack([np.asarray(image), show_factorization_on_image(image, heats[0], image_weight=0.3, concept_labels=legend)])

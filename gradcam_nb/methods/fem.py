@@ -26,7 +26,7 @@ class FEM(BaseCAM):
         self,
         *args,  # as for every method
         k: float = 2.0,  # how many standard deviations over its mean a channel is unusually strong
-        form: str = "mean",  # "mean": strong places weighed by the channel's mean; "share": activations weighed by the share of strong places
+        form: str = "mean",  # "mean": the channel's mean at its strong places; "share": activations times the share of strong places
         **options,  # as for every method
     ):
         super().__init__(*args, **options)
@@ -36,6 +36,7 @@ class FEM(BaseCAM):
 
     def get_weighted_activations(self, activations: Tensor, gradients: Tensor | None) -> Tensor:
         places = tuple(range(2, activations.ndim))
-        mean, std = activations.mean(places, keepdim=True), activations.std(places, keepdim=True, correction=0)
+        mean = activations.mean(places, keepdim=True)
+        std = activations.std(places, keepdim=True, correction=0)
         strong = (activations > mean + self.k * std).float()
         return mean * strong if self.form == "mean" else strong.mean(places, keepdim=True) * activations

@@ -41,8 +41,12 @@ def _place(layer):
 
 
 def _biased(model, input_tensor):
-    "The layers of a model that run, have a bias and give several places: where the bias has been added -> the layer, and the reshape transform."
-    ran, found = {layer.module: layer for layer in list_layers(model, input_tensor)}, {}
+    """The layers of a model that run, have a bias and give several places.
+
+    The module behind which the bias has been added -> the layer, and the reshape transform.
+    """
+    ran = {layer.module: layer for layer in list_layers(model, input_tensor)}
+    found = {}
     for layer in model.modules():
         place, bias = ran.get(_place(layer)), layer_bias(layer)
         if bias is None or place is None or place.reshape is None:
@@ -55,7 +59,7 @@ def _biased(model, input_tensor):
 
 def _rescaled(parts):
     "The parts' sizes, less each picture's minimum and divided by its maximum, added up over the channels."
-    parts = parts.abs_()
+    parts = parts.abs_()  # in place: a layer's part is as large as its activations
     low, high = (edge.reshape(-1, *[1] * (parts.ndim - 2)) for edge in parts.flatten(1).aminmax(dim=1))
     return torch.where(high > low, (parts.sum(1) - parts.shape[1] * low) / (high - low), 0.0)
 

@@ -40,9 +40,11 @@ class GradECLIP(AttentionCAM):
         return sum(self._layer(layer, self.rows(prefix), prefix) for layer in layers[-self.last_layers :])
 
     def _layer(self, layer, rows, prefix):
+        "The map of one layer, `B × patches`."
         kept = layer.queries, layer.keys, layer.values, layer.output_gradient
         if any(t is None for t in kept):
             raise ValueError("model: its queries, keys and values were not seen (a product by einsum?); use LeGrad or AttentionRelevance")
+        # The heads are laid end to end: `B × tokens × channels`.
         queries, keys, values, weights = (t.float().transpose(1, 2).flatten(2) for t in kept)
         cosine = F.normalize(queries[:, rows], dim=-1) @ F.normalize(keys[:, prefix:], dim=-1).mT
         low, high = cosine.amin(-1, keepdim=True), cosine.amax(-1, keepdim=True)

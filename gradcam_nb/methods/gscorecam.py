@@ -43,10 +43,17 @@ class GScoreCAM(ScoreCAM):
         self.k, self.absolute = k, absolute
 
     def chosen(self, run: Run, call: Call, asked) -> Tensor:
+        def scores(output):
+            return torch.stack([total_score(targets, output) for targets in asked])
+
         # A run of its own: the others of the family need no gradient, and this one has each question's from one forward pass.
-        scores = lambda output: torch.stack([total_score(targets, output) for targets in asked])
         gradients = record(self.model, [call.layer], run.record.input_tensor, scores).gradients[call.layer][call.index]
-        each = [run.lay(call.layer, tree_map_only(Tensor, lambda t: t[question], gradients)) for question in range(len(asked))]
+
+        def of_question(question):
+            "The gradients of one of the scores, laid on the picture."
+            return run.lay(call.layer, tree_map_only(Tensor, lambda t: t[question], gradients))
+
+        each = [of_question(question) for question in range(len(asked))]
         strength = torch.stack(each).flatten(3).mean(-1)
         if self.absolute:
             strength = strength.abs()

@@ -18,6 +18,8 @@ from ..targets.resolve import resolve_targets, total_score
 
 # %% ../../nbs/methods/guided_backprop.ipynb #09
 class _GuidedReLU(torch.autograd.Function):
+    "A ReLU that lets a gradient pass only where it and what was given are positive."
+
     @staticmethod
     def forward(ctx, given):
         ctx.save_for_backward(given > 0)
@@ -39,6 +41,7 @@ class Guided(TorchFunctionMode):
         kwargs = kwargs or {}
         if function not in _RELUS:
             return function(*args, **kwargs)
+        # A ReLU takes two arguments, by place or by name: the tensor, and whether it is written to.
         given, *inplace = *args, *kwargs.values()
         guided = _GuidedReLU.apply(given)
         return given.copy_(guided) if function in _IN_PLACE or any(inplace) else guided
@@ -70,8 +73,12 @@ class GuidedBackpropReLUModel:
         "The guided gradient at the input."
         if not isinstance(input_img, Tensor):
             raise TypeError(f"input_img: expected a tensor, got {type(input_img).__name__}")
-        batch, whole = check_input(input_img), FromInput(self.model)
-        score = lambda output: total_score(resolve_targets(target_category, output, batch), output)
+        batch = check_input(input_img)
+        whole = FromInput(self.model)
+
+        def score(output):
+            return total_score(resolve_targets(target_category, output, batch), output)
+
         with Guided():
             r = record(whole, [whole.input], input_img.to(self.device), score)
         (gradients,), _ = r.gradients[whole.input][0]

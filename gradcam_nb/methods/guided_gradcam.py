@@ -16,7 +16,8 @@ class GuidedGradCAM:
     """Guided backpropagation times a heat map.
 
     Selvaraju et al., *Grad-CAM: Visual Explanations from Deep Networks via Gradient-based Localization*, ICCV 2017,
-    [arXiv 1610.02391](https://arxiv.org/abs/1610.02391). Cost: that of the heat map, one more run of the model, and one backward pass to the input.
+    [arXiv 1610.02391](https://arxiv.org/abs/1610.02391). Cost: that of the heat map, one more run of the model, and one backward
+    pass to the input.
     """
 
     kind = "input gradient"
@@ -31,7 +32,8 @@ class GuidedGradCAM:
         base_method=GradCAM,  # the class of the heat map's method
         batch_size: int = 32,  # pictures a pass, for methods that run the model many times
     ):
-        self.cam, self.guided = base_method(model, target_layers, reshape_transform, batch_size=batch_size), GuidedBackpropReLUModel(model)
+        self.cam = base_method(model, target_layers, reshape_transform, batch_size=batch_size)
+        self.guided = GuidedBackpropReLUModel(model)
 
     @property
     def outputs(self):

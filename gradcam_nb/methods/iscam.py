@@ -42,7 +42,8 @@ class ISCAM(ScoreCAM):
             raise ValueError(f"steps: got {steps}; pass 2 or more")
         step = torch.arange(1, steps + 1) / steps
         self.brightness = step[:-1].cumsum(0) if path == "paper" else step
-        self.steps, self.variants = steps, len(self.brightness)
+        self.steps = steps
+        self.variants = len(self.brightness)
 
     def variation(self, run: Run, call: Call) -> Callable:
         brightness = self.brightness.to(call.activations).view(-1, *[1] * len(run.size))

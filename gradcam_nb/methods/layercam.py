@@ -28,7 +28,8 @@ class LayerCAM(BaseCAM):
     """Channels weighed by their positive gradients place by place; with several layers, the maps of the finer ones scaled.
 
     Jiang et al., *LayerCAM: Exploring Hierarchical Class Activation Maps for Localization*, IEEE TIP 2021,
-    [10.1109/TIP.2021.3089943](https://doi.org/10.1109/TIP.2021.3089943). Cost: one run of the model, and the backward pass behind the first layer.
+    [10.1109/TIP.2021.3089943](https://doi.org/10.1109/TIP.2021.3089943). Cost: one run of the model, and the backward pass behind
+    the first layer.
     """
 
     kind = "one gradient"

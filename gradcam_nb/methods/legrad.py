@@ -39,5 +39,6 @@ class LeGrad(AttentionCAM):
         self.mean_tokens, self.last_layers = mean_tokens, last_layers
 
     def get_patch_map(self, layers: list, prefix: int) -> Tensor:
-        counts = sum(layer.gradient.float().clamp(min=0).mean((1, 2)) for layer in layers[-(self.last_layers or 0) :])[:, prefix:]
+        some = layers[-(self.last_layers or 0) :]  # from 0 on: all of them
+        counts = sum(layer.gradient.float().clamp(min=0).mean((1, 2)) for layer in some)[:, prefix:]
         return counts - counts.amin(1, keepdim=True)

@@ -68,21 +68,29 @@ class OptiCAM(PerturbationCAM):
         if eigen_smooth:
             raise ValueError(f"eigen_smooth: {type(self).__name__} weighs the channels of a sum; leave it out")
         rows = [(targets[picture], picture) for targets in asked for picture in range(run.batch)]
-        some = [rows[i : i + self.batch_size] for i in range(0, len(rows), self.batch_size)]
-        passes = in_batches(
-            self.iterations * len(some), 1, type(self).__name__, seconds=3 * self.seconds * len(some[0]), progress=self.progress
-        )
+        parts = [rows[i : i + self.batch_size] for i in range(0, len(rows), self.batch_size)]
+        seconds = 3 * self.seconds * len(parts[0])  # a pass forward, and one backward, which takes twice as long
+        passes = in_batches(self.iterations * len(parts), 1, type(self).__name__, seconds=seconds, progress=self.progress)
+        found = []
         with torch.inference_mode(False), torch.enable_grad(), evaluating(run.record.model), closing(passes):
-            return torch.cat([self.optimize(run, call, *map(list, zip(*part)), passes) for part in some]).unflatten(
-                0, (len(asked), run.batch)
-            )
+            for part in parts:
+                targets, pictures = map(list, zip(*part))
+                found.append(self.optimize(run, call, targets, pictures, passes))
+            return torch.cat(found).unflatten(0, (len(asked), run.batch))
 
     def optimize(self, run, call, targets, pictures, passes):
-        inputs = run.record.input_tensor
-        A = (_alone(run, call, pictures[0]) if len(pictures) == 1 < run.batch else call.activations[pictures]).clone()
+        "The masks of some rows, each a target and which picture it is asked of; `passes` counts the iterations."
+        alone = len(pictures) == 1 < run.batch
+        A = (_alone(run, call, pictures[0]) if alone else call.activations[pictures]).clone()
         u = A.new_zeros(A.shape[:2]).requires_grad_()
-        mask = lambda: stretch(resize(combine(weigh(A, u.softmax(1))), run.size))
-        score = lambda masks: each_score(targets, call_model(run.record.model, masked(inputs, pictures, masks))).float()
+
+        def mask():
+            return stretch(resize(combine(weigh(A, u.softmax(1))), run.size))
+
+        def score(masks):
+            seen = masked(run.record.input_tensor, pictures, masks)
+            return each_score(targets, call_model(run.record.model, seen)).float()
+
         with torch.no_grad():
             whole = score(A.new_ones(len(A), *run.size)) if self.objective == "difference" else None
         adam = torch.optim.Adam([u], lr=self.lr)
@@ -90,6 +98,7 @@ class OptiCAM(PerturbationCAM):
             scores = score(mask())
             if not scores.requires_grad:
                 raise ValueError("targets: the score has no gradient; pass a target that is computed from the model's output")
-            (u.grad,) = torch.autograd.grad((-scores if whole is None else (whole - scores).abs()).sum(), u)
+            loss = -scores if whole is None else (whole - scores).abs()
+            (u.grad,) = torch.autograd.grad(loss.sum(), u)
             adam.step()
         return mask().detach()

@@ -62,13 +62,16 @@ class ReciproCAM(PerturbationCAM):
         index = elements(run, call)
         if index is None:
             raise ValueError(
-                f"reshape_transform: of {run.name(call.layer)!r} the map's numbers are computed, not moved, so no place can be left alone; pass one that only moves and picks"
+                f"reshape_transform: of {run.name(call.layer)!r} the map's numbers are computed, not moved, so no place can be left alone; "
+                "pass one that only moves and picks"
             )
         if self.form == "probability":
             asked = [[as_probability(target) for target in targets] for targets in asked]
-        values, spatial = call.activations.flatten(2), call.activations.shape[2:]
+        values = call.activations.flatten(2)
+        spatial = call.activations.shape[2:]
 
         def alone(picture, part):
+            "All that the layer gives for a picture, as it is if only one place speaks: where, and what."
             masks = _around(torch.arange(part.start, part.stop, device=values.device), spatial, 1 + self.gaussian)
             return index.flatten().expand(len(masks), -1), (values[picture] * masks[:, None]).flatten(1)
 
@@ -77,4 +80,5 @@ class ReciproCAM(PerturbationCAM):
         )
         maps = scores - scores.amin(-1, keepdim=True)
         # Where no place changes more than rounding does, the score does not depend on the layer.
-        return maps.where(maps.amax(-1, keepdim=True) > 1e-5 * scores.abs().amax(-1, keepdim=True), 0).unflatten(-1, spatial)
+        matters = maps.amax(-1, keepdim=True) > 1e-5 * scores.abs().amax(-1, keepdim=True)
+        return maps.where(matters, 0).unflatten(-1, spatial)

@@ -32,14 +32,19 @@ class RandomMasks:
         device="cpu",  # where the masks are made; they are the same on every one
     ):
         rng = torch.Generator().manual_seed(seed)
-        self.size, self.cell = tuple(size), [-(-side // cells) for side in size]
+        self.size = tuple(size)
+        self.cell = [-(-side // cells) for side in size]  # a cell's sides in pixels, rounded up
         self.grids = (torch.rand(n, *[cells] * len(self.size), generator=rng) < keep).to(device)
         self.shifts = torch.stack([torch.randint(side, (n,), generator=rng) for side in self.cell], 1).tolist()
         self.large = [(cells + 1) * side for side in self.cell]
 
     def __getitem__(self, some: slice) -> Tensor:
-        large, shifts = resize(self.grids[some].float(), self.large), self.shifts[some]
-        return torch.stack([mask[tuple(slice(a, a + side) for a, side in zip(shift, self.size))] for mask, shift in zip(large, shifts)])
+        large = resize(self.grids[some].float(), self.large)
+
+        def cut(mask, shift):
+            return mask[tuple(slice(start, start + side) for start, side in zip(shift, self.size))]
+
+        return torch.stack([cut(mask, shift) for mask, shift in zip(large, self.shifts[some])])
 
 # %% ../../nbs/methods/rise.ipynb #13
 class _BlackBox(nn.Module):
@@ -80,9 +85,9 @@ class RISE(PerturbationCAM):
         batch_size: int | None = None,  # rows a pass; left out: what fits
         progress: bool = True,  # a bar, and a word beforehand where it takes more than ten seconds
     ):
-        super().__init__(
-            _BlackBox(model) if callable(model) and not isinstance(model, nn.Module) else model, batch_size=batch_size, progress=progress
-        )
+        if callable(model) and not isinstance(model, nn.Module):
+            model = _BlackBox(model)
+        super().__init__(model, batch_size=batch_size, progress=progress)
         if n_masks < 1 or cells < 1:
             raise ValueError(f"n_masks, cells: got {n_masks} and {cells}; pass 1 or more")
         if not 0 < keep < 1:
@@ -96,10 +101,12 @@ class RISE(PerturbationCAM):
         asked: Sequence[Sequence],  # `K` questions, each a target for each picture
     ) -> Tensor:  # the expected score where a place is seen (less its mean, if `centred`), `K × B × spatial`
         "The formula."
-        masks = RandomMasks(self.n_masks, run.size, self.cells, self.keep, self.seed, first_tensor(run.record.input_tensor).device)
+        device = first_tensor(run.record.input_tensor).device
+        masks = RandomMasks(self.n_masks, run.size, self.cells, self.keep, self.seed, device)
         asked = [[self.as_score(target) for target in targets] for targets in asked]
 
         def of_rows(part):
+            "The masks of some rows."
             # The pictures take turns under each mask, so that a batch needs few masks.
             first = part.start // run.batch
             made = masks[first : -(-part.stop // run.batch)].repeat_interleave(run.batch, 0)
@@ -112,7 +119,8 @@ class RISE(PerturbationCAM):
         weights = weights * (scores.amax(1, keepdim=True) > scores.amin(1, keepdim=True))
         some = [slice(i, i + self.batch_size) for i in range(0, self.n_masks, self.batch_size)]
         with torch.autocast(weights.device.type, enabled=False):
-            return sum(torch.einsum("knb,n...->kb...", weights[:, part], masks[part]) for part in some) / (self.n_masks * self.keep)
+            total = sum(torch.einsum("knb,n...->kb...", weights[:, part], masks[part]) for part in some)
+        return total / (self.n_masks * self.keep)
 
     def get_heats(
         self, run: Run, asked: Sequence[Sequence], *, eigen_smooth: bool = False, fusion: str = "mean", threshold: float = 0.0

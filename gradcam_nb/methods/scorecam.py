@@ -34,7 +34,7 @@ class ScoreCAM(PerturbationCAM):
         target_layers=None,  # as for all methods
         reshape_transform=None,  # as for all methods
         *,
-        form: str = "increase",  # "increase": the paper's softmax over the channels; "probability": that of the class, as in the authors' code
+        form: str = "increase",  # "increase": the paper's softmax over the channels; "probability": the class's, as the authors' code
         **how,  # `batch_size`, `progress`
     ):
         super().__init__(model, target_layers, reshape_transform, **how)
@@ -64,8 +64,8 @@ class ScoreCAM(PerturbationCAM):
 
         def masks(part):
             rows = torch.arange(part.start, part.stop, device=channels.device)
-            seen = rows // self.variants
-            seen = resize(call.activations[pictures[seen], channels[seen]], run.size)
+            of = rows // self.variants
+            seen = resize(call.activations[pictures[of], channels[of]], run.size)
             return vary(stretch(seen), rows % self.variants)
 
         answers = self.ask(run, asked, pictures.repeat_interleave(self.variants).tolist(), masks)

@@ -17,7 +17,8 @@ class SegEigenCAM(BaseCAM):
     """The first principal component of the activations times the gradients' magnitude.
 
     Chung & Ying, *Seg-Eigen-CAM: Eigen-Value-Based Visual Explanations for Semantic Segmentation Models*, Applied Sciences
-    15(13), 2025, [doi 10.3390/app15137562](https://doi.org/10.3390/app15137562). Cost: one run of the model, and the backward pass behind the layer.
+    15(13), 2025, [doi 10.3390/app15137562](https://doi.org/10.3390/app15137562). Cost: one run of the model, and the backward pass
+    behind the layer.
     """
 
     kind = "one gradient"

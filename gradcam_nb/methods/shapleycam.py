@@ -23,11 +23,13 @@ from ..targets.resolve import class_scores
 # %% ../../nbs/methods/shapleycam.ipynb #09
 def _rest(target):
     "A class is asked for by its residual softmax; anything else stays what it is."
-    if isinstance(target, ClassifierOutputReST) or not (
-        target is None or isinstance(target, ClassifierOutputTarget) or hasattr(target, "__index__")
-    ):
+    if isinstance(target, ClassifierOutputReST):
         return target
-    return ClassifierOutputReST(target.__index__() if hasattr(target, "__index__") else target)
+    if hasattr(target, "__index__"):
+        return ClassifierOutputReST(target.__index__())
+    if target is None or isinstance(target, ClassifierOutputTarget):
+        return ClassifierOutputReST(target)
+    return target
 
 
 def _second_order(activations, gradients):
@@ -35,7 +37,13 @@ def _second_order(activations, gradients):
     if not isinstance(activations, Tensor) or not gradients.requires_grad:
         return gradients
     each = gradients.reshape(-1, *activations.shape)
-    bends = [torch.autograd.grad(one, activations, activations.detach(), retain_graph=True, materialize_grads=True)[0] for one in each]
+
+    def bend(one):
+        "The Hessian times the activations: the gradient of the gradient's product with them."
+        (found,) = torch.autograd.grad(one, activations, activations.detach(), retain_graph=True, materialize_grads=True)
+        return found
+
+    bends = [bend(one) for one in each]
     return (gradients - torch.stack(bends).reshape(gradients.shape) / 2).detach()
 
 
@@ -72,7 +80,8 @@ class ShapleyCAM(GradCAM):
         r = record_at(self.model, self.target_layers, input_tensor, score, create_graph=True)
         with torch.inference_mode(False), torch.enable_grad():
             gradients = {layer: tree_map(_second_order, calls, r.gradients[layer]) for layer, calls in r.activations.items()}
-        return replace(r, activations=tree_map_only(Tensor, Tensor.detach, r.activations), gradients=gradients)
+        activations = tree_map_only(Tensor, Tensor.detach, r.activations)  # else they keep the graph alive
+        return replace(r, activations=activations, gradients=gradients)
 
     def run(self, input_tensor, *asked) -> Run:
         "Run the model once, asked for the utility of classes."

@@ -23,7 +23,8 @@ class _PowersRun(Run):
 
     def calls(self, layer):
         for i, (activations, powers) in enumerate(zip(self.record.activations[layer], self.record.gradients[layer])):
-            yield Call(self.lay(layer, activations), torch.stack([self.lay(layer, power) for power in powers], 1), layer, i)
+            laid = torch.stack([self.lay(layer, power) for power in powers], 1)
+            yield Call(self.lay(layer, activations), laid, layer, i)
 
 
 def _mean_power(power, copies, dim, batches):

@@ -25,6 +25,7 @@ def sobel_cam(
     grey = torch.einsum("bc...,c->b...", t, t.new_tensor((0.299, 0.587, 0.114))) if t.shape[1] == 3 else t.mean(1)
 
     def along(t, axis, difference):
+        "One axis of the filter: the difference of both neighbours, or their sum with twice the place itself."
         n = t.shape[axis]
         wide = torch.cat([t.narrow(axis, 1, 1), t, t.narrow(axis, n - 2, 1)], axis)
         before, after = wide.narrow(axis, 0, n), wide.narrow(axis, 2, n)

@@ -61,6 +61,8 @@ class SSCAM(ScoreCAM):
         if not isinstance(inputs, Tensor):
             raise TypeError(f"noise: 'input' takes a tensor as input, got a {type(inputs).__name__}; pass noise='mask'")
         noise = self.noisy(inputs.shape[1:], inputs)
-        return super().ask(
-            run, asked, pictures, masks, lambda rows, part: rows + noise[torch.arange(part.start, part.stop) % self.variants]
-        )
+
+        def add_noise(rows, part):
+            return rows + noise[torch.arange(part.start, part.stop) % self.variants]
+
+        return super().ask(run, asked, pictures, masks, add_noise)
