@@ -27,7 +27,7 @@ _EDGES = {"square": (4, 0.75, 0), "triangle": (3, 0.58, 0), "star": (5, 0.38, 1)
 
 
 def _inside(shape: str, x: Tensor, y: Tensor) -> Tensor:
-    """Which points lie inside a shape of radius about 1 around the origin."""
+    "Which points lie inside a shape of radius about 1 around the origin."
     if shape == "disc":
         return x.square() + y.square() < 0.85**2
     edges, depth, spare = _EDGES[shape]
@@ -40,7 +40,7 @@ def _inside(shape: str, x: Tensor, y: Tensor) -> Tensor:
 
 # %% ../../nbs/samples/scenes.ipynb #11
 def _pattern(texture: str, x: Tensor, y: Tensor) -> Tensor:
-    """Which points take the second colour; coordinates in periods of the texture."""
+    "Which points take the second colour; coordinates in periods of the texture."
     if texture == "plain":
         return torch.zeros_like(x, dtype=torch.bool)
     if texture == "striped":
@@ -51,15 +51,15 @@ def _pattern(texture: str, x: Tensor, y: Tensor) -> Tensor:
 
 # %% ../../nbs/samples/scenes.ipynb #15
 class Scene(NamedTuple):
-    """One picture and what is on it."""
+    "One picture and what is on it."
 
-    image: Tensor  # 3×H×W, float32 in [0, 1]
-    classes: Tensor  # n, int64: indices into CLASSES, in the order of drawing
-    masks: Tensor  # n×H×W, bool: the visible pixels of each object
+    image: Tensor  # `3 × H × W`, float32 in [0, 1]
+    classes: Tensor  # `n`, int64: indices into CLASSES, in the order of drawing
+    masks: Tensor  # `n × H × W`, bool: the visible pixels of each object
 
 # %% ../../nbs/samples/scenes.ipynb #16
 def _background(size: int, rng: torch.Generator) -> Tensor:
-    """A cloudy, grainy background, 3×size×size."""
+    "A cloudy, grainy background, `3 × size × size`."
     cells = int(torch.randint(3, 12, (), generator=rng))
     base = 0.2 + 0.6 * torch.rand(3, 1, 1, generator=rng)
     clouds = interpolate(torch.rand(1, 3, cells, cells, generator=rng), (size, size), mode="bilinear")[0]
@@ -67,7 +67,7 @@ def _background(size: int, rng: torch.Generator) -> Tensor:
 
 
 def _colours(rng: torch.Generator) -> Tensor:
-    """A dark and a light colour of any hue, in random order, 2×3×1×1."""
+    "A dark and a light colour of any hue, in random order, `2 × 3 × 1 × 1`."
     phase = 2 * math.pi * (torch.rand(2, 1, generator=rng) + torch.arange(3) / 3)
     tint = 0.5 + 0.5 * phase.cos()
     pair = torch.stack([0.4 * tint[0], 0.5 + 0.5 * tint[1]])
@@ -75,7 +75,7 @@ def _colours(rng: torch.Generator) -> Tensor:
 
 
 def _centres(radii: Tensor, rng: torch.Generator) -> Tensor:
-    """Of 64 random layouts the one whose discs keep farthest apart, n×2, for a picture 128 wide."""
+    "Of 64 random layouts the one whose discs keep farthest apart, `n × 2`, for a picture 128 wide."
     n = len(radii)
     layouts = radii.view(n, 1) + (128 - 2 * radii.view(n, 1)) * torch.rand(64, n, 2, generator=rng)
     gaps = torch.cdist(layouts, layouts) - (radii + radii.view(n, 1)) + 1e3 * torch.eye(n)
@@ -83,7 +83,7 @@ def _centres(radii: Tensor, rng: torch.Generator) -> Tensor:
 
 
 def _paint(image: Tensor, texture: str, shape: str, centre: Tensor, radius: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-    """The image with one more figure on it, and the figure's pixels."""
+    "The image with one more figure on it, and the figure's pixels."
     angle, scale, *shift = torch.rand(4, generator=rng)
     at = (torch.arange(image.shape[-1]) + 0.5) * 128 / image.shape[-1]
     x, y = at - centre[0], at.view(-1, 1) - centre[1]
@@ -97,13 +97,17 @@ def _paint(image: Tensor, texture: str, shape: str, centre: Tensor, radius: Tens
 
 
 def _clutter(image: Tensor, rng: torch.Generator) -> Tensor:
-    """The image with two lines, one or two plain shapes and a textured clover: things of no class."""
+    "The image with two lines, one or two plain shapes and a textured clover: things of no class."
     at = (torch.arange(image.shape[-1]) + 0.5) * 128 / image.shape[-1]
     for angle, offset in torch.rand(2, 2, generator=rng):
         along = (at - 64) * (math.pi * angle).cos() + (at.view(-1, 1) - 64) * (math.pi * angle).sin()
         image = torch.where((along - 100 * (offset - 0.5)).abs() < 1, _colours(rng)[0], image)
     pick = torch.randint(12, (3,), generator=rng).tolist()
-    figures = [("plain", (*SHAPES, "clover")[pick[0] % 5]), (TEXTURES[pick[1] % 3], "clover"), ("plain", SHAPES[pick[2] % 4])]
+    figures = [
+        ("plain", (*SHAPES, "clover")[pick[0] % 5]),
+        (TEXTURES[pick[1] % 3], "clover"),
+        ("plain", SHAPES[pick[2] % 4]),
+    ]
     # The second plain shape is there half of the time.
     for texture, shape in figures[: 2 + pick[2] // 6]:
         centre, radius = 12 + 104 * torch.rand(2, generator=rng), 14 + 8 * torch.rand((), generator=rng)
@@ -115,7 +119,7 @@ def scene(
     seed: int,  # the scene's number: the same number gives the same scene
     size: int = 128,  # height and width in pixels
 ) -> Scene:  # the picture, its two to four objects and their masks
-    """One scene, always the same for a seed."""
+    "One scene, always the same for a seed."
     rng = torch.Generator().manual_seed(seed)
     n = int(torch.randint(2, 5, (), generator=rng))
     classes = torch.randperm(len(CLASSES), generator=rng)[:n]
@@ -130,26 +134,25 @@ def scene(
 
 # %% ../../nbs/samples/scenes.ipynb #19
 class SceneBatch(NamedTuple):
-    """Pictures and what is on them, for K = 12 classes."""
+    "Pictures and what is on them, for `K` = 12 classes."
 
-    images: Tensor  # n×3×H×W, float32 in [0, 1]
-    labels: Tensor  # n×K, float32: 1 where the class is on the picture
-    masks: Tensor  # n×K×H×W, bool: visible pixels of the class's object
+    images: Tensor  # `n × 3 × H × W`, float32 in [0, 1]
+    labels: Tensor  # `n × K`, float32: 1 where the class is on the picture
+    masks: Tensor  # `n × K × H × W`, bool: visible pixels of the class's object
 
 
 def scenes(
     n: int,  # how many
     seed: int = TRAIN,  # number of the first one: TRAIN, VALIDATION or TEST, or an offset from them
     size: int = 128,  # height and width in pixels
-) -> SceneBatch:  # the scenes seed, seed+1, … as one batch
-    """A batch of scenes with consecutive seeds.
-
-    A `ValueError` says so if there are none, or if they would run into the next split.
-    """
+) -> SceneBatch:  # the scenes `seed`, `seed + 1`, … as one batch
+    "A batch of scenes with consecutive seeds. Raises `ValueError` where they would run into the next split."
     if n < 1:
-        raise ValueError(f"n is {n}: pass how many scenes to make, at least 1")
+        raise ValueError(f"n: got {n}; pass how many scenes to make, at least 1")
     if seed // VALIDATION != (seed + n - 1) // VALIDATION:
-        raise ValueError(f"seed {seed} and n {n} run into the next split: pass a smaller n or start at TRAIN, VALIDATION or TEST")
+        raise ValueError(
+            f"seed, n: got {seed} and {n}, which run into the next split; pass a smaller n, or start at TRAIN, VALIDATION or TEST"
+        )
     made = [scene(seed + i, size) for i in range(n)]
     masks = torch.zeros(n, len(CLASSES), size, size, dtype=torch.bool)
     for i, one in enumerate(made):
