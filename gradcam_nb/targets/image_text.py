@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .similarity import SimilarityTarget, embedding_of
+from .similarity import SimilarityTarget
 
 # %% ../../nbs/targets/image_text.ipynb #09
 def _encoded(model, texts):

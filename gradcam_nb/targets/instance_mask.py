@@ -8,7 +8,6 @@ __all__ = ['InstanceMaskTarget']
 # %% ../../nbs/targets/instance_mask.ipynb #04
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 from .box import BoxTarget

@@ -8,7 +8,6 @@ __all__ = ['GeneratedTokenTarget']
 # %% ../../nbs/targets/token.ipynb #04
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .resolve import scores_in
