@@ -33,7 +33,11 @@ def compare(
     # An object keeps its own layers, so only those made here share.
     sharing = [cam for cam, m in zip(made, methods) if cam is not m and _shares(cam)]
     run, asked = _one_run(sharing, input_tensor, targets)
-    return {_name(cam, i, made): cam.draw(run, **how) if cam in sharing else cam(input_tensor, asked, **how) for i, cam in enumerate(made)}
+
+    def heat_maps(cam):
+        return cam.draw(run, **how) if cam in sharing else cam(input_tensor, asked, **how)
+
+    return {_name(cam, i, made): heat_maps(cam) for i, cam in enumerate(made)}
 
 # %% ../nbs/compare.ipynb #08
 def _shares(cam):
@@ -45,8 +49,11 @@ def _one_run(sharing, input_tensor, targets):
     "The run that all share, and the targets as they turned out."
     if not sharing:
         return None, targets
+    # The one that asks for most: its run serves the others too.
     run = max(sharing, key=lambda cam: (cam.uses_gradients, cam.uses_targets)).run(input_tensor, targets)
-    return run, targets if run.targets[0] is None else run.targets
+    if run.targets[0] is not None:
+        targets = run.targets
+    return run, targets
 
 
 def _name(cam, i, made):
@@ -65,11 +72,13 @@ def compare_layers(
     reshape_transform=None,  # as for a method
     **how,  # `eigen_smooth`, `threshold`: as for a method's call
 ) -> dict[str, dict[str, Tensor]]:  # a method's name -> a layer's name -> heat maps, `B × spatial`
-    "The heat maps of many methods at each layer by itself; those that draw from a layer's activations and gradients share one run of the model."
+    "The heat maps of many methods at each layer by itself; as in `compare`, those that can share one run of the model."
     names = {module: name for name, module in unwrap(model).named_modules()}
     layers = [find_layer(unwrap(model), layer) for layer in layers]
-    if not layers or not methods:
-        raise ValueError(f"{'methods' if layers else 'layers'}: got none; pass names or classes")
+    if not layers:
+        raise ValueError("layers: got none; pass modules or names")
+    if not methods:
+        raise ValueError("methods: got none; pass names or classes")
     made = [find_method(m)(model, layers, reshape_transform) for m in methods]
     sharing = [cam for cam in made if _shares(cam)]
     run, asked = _one_run(sharing, input_tensor, targets)

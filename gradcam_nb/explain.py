@@ -8,7 +8,7 @@ __all__ = ['explain']
 # %% ../nbs/explain.ipynb #03
 from torch import nn
 
-from .ask import NamedClass, check_size, input_for, preprocess_of, read_picture
+from .ask import NamedClass, as_target, check_size, input_for, preprocess_of, read_picture
 from .catalogue import find_method
 from .core.cam import BaseCAM
 from .engine.visit import unwrap
@@ -22,41 +22,44 @@ def explain(
     *,
     method: type[BaseCAM] | str = "GradCAM",  # a method or its name
     target=None,  # a class by index or name, or a callable; left out: the model's top class
-    layer=None,  # a module, a name, a number that counts the model's children (-1: the last), or a list of them; left out: the last layer with places and a gradient
+    layer=None,  # as for a method: a module, a name, a number, or a list of them; left out: the last with places and a gradient
     arch: str | None = None,  # with a checkpoint: the name of its architecture
     preprocess=None,  # a `Preprocess`; left out: the model's own
     device=None,  # where to run; left out: where the model is
     upscale: bool = False,  # accept a picture smaller than the network takes
     **how,  # `aug_smooth`, `eigen_smooth`, `fusion` (not "none"), `threshold`: as for the method's call
 ) -> Explanation:
-    "What the model saw in the picture, and where. Raises `ValueError` or `TypeError` for what it cannot explain; the model is left as it was."
+    "What the model saw in the picture, and where. Raises `ValueError` or `TypeError` for what it cannot explain."
     picture, method = read_picture(image), find_method(method)
     if isinstance(model, str):
         network = load_model(model, arch, device)
     elif arch is None and device is None:
         network = unwrap(model)
     else:
-        raise ValueError("arch, device: they go with a model by name; pass your own model as it is, where it is")
+        raise ValueError("arch, device: got one with a model that is made already; pass it as it is, where it is")
     preprocess = preprocess or preprocess_of(network, picture)
     if not upscale:
         check_size(picture, preprocess)
     inputs = input_for(network, picture, preprocess)
     if how.get("fusion") == "none":
-        raise ValueError(
-            "fusion: got 'none', but an explanation has one map; pass 'mean', 'max', 'product' or 'sum', or call the method itself"
-        )
+        raise ValueError("fusion: got 'none', but an explanation has one map; pass another, or call the method itself")
     cam = method(network, layer)
-    wanted = target if target is None or callable(target) else NamedClass(target, network)
+    wanted = as_target(target, network)
     try:
         heat = cam(inputs, wanted, **how)[0]
     except (RuntimeError, AssertionError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(
-            f"model: it failed on an input of {tuple(inputs[0][None].shape)} ({reason}); pass preprocess=, a Preprocess of the size that it takes"
+            f"model: it failed on an input of {tuple(inputs[0][None].shape)} ({reason});"
+            " pass preprocess=, a Preprocess of the size that it takes"
         ) from error
     seen = saw(network, cam.outputs)
     top = sorted(seen, key=lambda one: -one.score)[:5]
-    chosen = seen[wanted.category] if isinstance(wanted, NamedClass) else top[0] if top and target is None else None
+    chosen = None
+    if isinstance(wanted, NamedClass):
+        chosen = seen[wanted.category]
+    elif wanted is None and top:
+        chosen = top[0]
     names = {module: name for name, module in network.named_modules()}
     return Explanation(
         picture,

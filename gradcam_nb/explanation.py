@@ -8,8 +8,6 @@ __all__ = ['Seen', 'saw', 'Explanation']
 # %% ../nbs/explanation.ipynb #03
 import html
 import json
-import os
-import tempfile
 from base64 import b64encode
 from dataclasses import dataclass
 from io import BytesIO
@@ -19,6 +17,7 @@ from torch import Tensor, nn
 
 from .imaging.figure import grid
 from .imaging.overlay import colorize, overlay
+from .imaging.write import write_all
 from .models import class_names
 from .targets.resolve import class_scores
 
@@ -31,6 +30,10 @@ class Seen:
     name: str
     score: float  # before the softmax (or sigmoid)
     probability: float
+
+    def summary(self) -> dict:
+        "Ready for JSON."
+        return dict(index=self.index, name=self.name, score=round(self.score, 4), probability=round(self.probability, 4))
 
     def __str__(self):
         return f"{self.name} ({self.probability:.1%})"
@@ -49,6 +52,14 @@ def saw(
     probabilities = scores.sigmoid() if getattr(model, "multi_label", False) else scores.softmax(0)
     names = class_names(model, len(scores))
     return [Seen(i, names[i], s, p) for i, (s, p) in enumerate(zip(scores.tolist(), probabilities.tolist()))]
+
+# %% ../nbs/explanation.ipynb #d367b4c9
+def _image(picture):
+    "A small copy of a picture, for a page of HTML."
+    picture = picture.copy()
+    picture.thumbnail((280, 280))
+    picture.save(stored := BytesIO(), "PNG")
+    return f'<img src="data:image/png;base64,{b64encode(stored.getvalue()).decode()}" style="margin:0 6px 0 0">'
 
 # %% ../nbs/explanation.ipynb #10
 @dataclass
@@ -75,27 +86,23 @@ class Explanation:
 
     def show(self, **options):
         "A figure: the picture, the overlay, the raw map."
-        titles = [
-            f"{self.model} saw: {self.top[0]}" if self.top else self.model,
-            f"{self.method}: {self.target.name if self.target else 'target'}",
-            self.where,
-        ]
-        return grid([self.picture, self.overlay(**options), colorize(self.heat_map)], titles, columns=3, size=2.4)
+        saw = f"{self.model} saw: {self.top[0]}" if self.top else self.model
+        asked = self.target.name if self.target else "target"
+        pictures = [self.picture, self.overlay(**options), colorize(self.heat_map)]
+        return grid(pictures, [saw, f"{self.method}: {asked}", self.where], columns=3, size=2.4)
 
     def summary(self) -> dict:
         "All but the pictures, ready for JSON."
-        place = divmod(self.heat_map.argmax().item(), self.heat_map.shape[1])
-        told = lambda seen: dict(index=seen.index, name=seen.name, score=round(seen.score, 4), probability=round(seen.probability, 4))
         return dict(
             model=self.model,
             method=self.method,
             layers=self.layers,
-            target=self.target and told(self.target),
-            top=list(map(told, self.top)),
+            target=self.target and self.target.summary(),
+            top=[seen.summary() for seen in self.top],
             picture_size=list(self.picture.size),
             map_size=list(self.heat_map.shape),
             region=[round(edge, 2) for edge in self.region],
-            peak=list(place),
+            peak=list(divmod(self.heat_map.argmax().item(), self.heat_map.shape[1])),
         )
 
     def save(
@@ -110,41 +117,29 @@ class Explanation:
         import numpy as np
 
         folder = Path(folder)
-        if folder.exists() and not folder.is_dir():
-            raise ValueError(f"folder: {str(folder)!r} is a file; pass a folder")
-        folder.mkdir(parents=True, exist_ok=True)
         files = dict(overlay=folder / f"{name}_overlay.png", heat_map=folder / f"{name}_heat_map.npy", summary=folder / f"{name}.json")
-        with tempfile.TemporaryDirectory(dir=folder) as draft:
-            drafts = {key: Path(draft) / file.name for key, file in files.items()}
-            self.overlay(**options).save(drafts["overlay"])
-            np.save(drafts["heat_map"], self.heat_map.cpu().numpy())
-            drafts["summary"].write_text(
-                json.dumps(
-                    self.summary()
-                    | (dict(settings=settings) if settings else {})
-                    | dict(files={key: file.name for key, file in files.items()}),
-                    indent=2,
-                )
-                + "\n"
-            )
-            for key, file in files.items():
-                os.replace(drafts[key], file)
+        summary = self.summary()
+        if settings:
+            summary["settings"] = settings
+        summary["files"] = {key: file.name for key, file in files.items()}
+        contents = [
+            self.overlay(**options).save,
+            lambda path: np.save(path, self.heat_map.cpu().numpy()),
+            lambda path: path.write_text(json.dumps(summary, indent=2) + "\n"),
+        ]
+        write_all(dict(zip(files.values(), contents)))
         return files
 
     def _repr_html_(self):
-        def image(picture):
-            picture = picture.copy()
-            picture.thumbnail((280, 280))
-            picture.save(buffer := BytesIO(), "PNG")
-            return f'<img src="data:image/png;base64,{b64encode(buffer.getvalue()).decode()}" style="margin:0 6px 0 0">'
-
+        caption = f"{self.method} of {self.model} at {self.where}"
+        if self.target:
+            caption += f" for <b>{html.escape(self.target.name)}</b>"
         rows = "".join(
             f"<tr><td>{html.escape(seen.name)}</td><td>{seen.score:.2f}</td><td>{seen.probability:.1%}</td></tr>" for seen in self.top
         )
-        caption = f"{self.method} of {self.model} at {self.where}" + (f" for <b>{html.escape(self.target.name)}</b>" if self.target else "")
-        return f"<figure>{image(self.picture)}{image(self.overlay())}<figcaption>{caption}</figcaption><table><tr><th>class</th><th>score</th><th>probability</th></tr>{rows}</table></figure>"
+        table = f"<table><tr><th>class</th><th>score</th><th>probability</th></tr>{rows}</table>"
+        return f"<figure>{_image(self.picture)}{_image(self.overlay())}<figcaption>{caption}</figcaption>{table}</figure>"
 
     def __repr__(self):
-        return (
-            f"Explanation({self.method} of {self.model} at {self.where}, target: {self.target}, saw: {', '.join(map(str, self.top[:3]))})"
-        )
+        saw = ", ".join(map(str, self.top[:3]))
+        return f"Explanation({self.method} of {self.model} at {self.where}, target: {self.target}, saw: {saw})"

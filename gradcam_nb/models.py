@@ -28,17 +28,20 @@ def _source(name):
     known = {"samples": rest in MODELS, "timm": timm.is_model(rest.split(".")[0]), "torchvision": rest in list_models()}
     if library and library not in known:
         return None, name
-    return next((source for source, knows in known.items() if knows and library in ("", source)), None), rest
+    sources = [source for source, knows in known.items() if knows and library in ("", source)]
+    return (sources[0] if sources else None), rest
 
 
 def _unknown(name, argument):
+    "The error for a name that nobody knows, with those near it."
     import timm
     from torchvision.models import list_models
 
     near = get_close_matches(name, [*MODELS, *timm.list_models(), *list_models()], 3, 0.5)
     hint = f"; near it: {', '.join(near)}" if near else ""
     return ValueError(
-        f"{argument}: no model is called {name!r}{hint}; pass {', '.join(MODELS)}, a timm or torchvision name, or a checkpoint with its architecture"
+        f"{argument}: no model is called {name!r}{hint};"
+        f" pass {', '.join(MODELS)}, a timm or torchvision name, or a checkpoint with its architecture"
     )
 
 # %% ../nbs/models.ipynb #08
@@ -55,10 +58,13 @@ def _build(name, classes=None, argument="arch"):
     if source == "samples":
         return build(name)
     options = {} if classes is None else {"num_classes": classes}
-    return timm.create_model(name, pretrained=False, **options) if source == "timm" else get_model(name, weights=None, **options)
+    if source == "timm":
+        return timm.create_model(name, pretrained=False, **options)
+    return get_model(name, weights=None, **options)
 
 # %% ../nbs/models.ipynb #10
 def _read_state(path):
+    "The state dict in a file, wherever it lies in there."
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -68,12 +74,14 @@ def _read_state(path):
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise ValueError(
-            f"model: {str(path)!r} cannot be read as a checkpoint of tensors ({type(error).__name__}); save it with torch.save(model.state_dict(), path)"
+            f"model: {str(path)!r} cannot be read as a checkpoint of tensors ({type(error).__name__});"
+            " save it with torch.save(model.state_dict(), path)"
         ) from None
     for key in ("state_dict", "model_state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
-    if not isinstance(state, dict) or not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
+    holds = isinstance(state, dict) and state and all(isinstance(value, torch.Tensor) for value in state.values())
+    if not holds:
         raise ValueError(f"model: {str(path)!r} holds no state dict; save it with torch.save(model.state_dict(), path)")
     return {key.removeprefix("module."): value for key, value in state.items()}
 
@@ -87,7 +95,8 @@ def _from_file(path, arch):
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
-        raise ValueError(f"arch: the weights of {str(path)!r} do not fit {arch!r}: {' '.join(str(error).split())[:200]}") from None
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"arch: the weights of {str(path)!r} do not fit {arch!r}: {reason}") from None
     return model
 
 # %% ../nbs/models.ipynb #12
@@ -126,7 +135,8 @@ def _from_hub(source, name):
     except Exception as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
         raise ValueError(
-            f"model: the weights of {name!r} could not be had ({reason}); pass a checkpoint file and arch={name!r}, or one of {', '.join(MODELS)}"
+            f"model: the weights of {name!r} could not be had ({reason});"
+            f" pass a checkpoint file and arch={name!r}, or one of {', '.join(MODELS)}"
         ) from None
 
 # %% ../nbs/models.ipynb #13
@@ -139,18 +149,20 @@ def load_model(
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device: {device!r} cannot be used ({str(error).splitlines()[0]})") from None
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device: got {device!r}, which cannot be used ({reason}); pass one that torch has, such as 'cpu'") from None
     return _load(model, arch).to(device).eval()
 
 # %% ../nbs/models.ipynb #14
 def _load(model, arch):
+    "The model, on the CPU."
     path = Path(model).expanduser()
     if path.is_file():
         return _from_file(path, arch)
     if path.suffix in (".pt", ".pth", ".bin", ".safetensors", ".ckpt") or "/" in model:
-        raise ValueError(f"model: there is no file {model!r}")
+        raise ValueError(f"model: there is no file {model!r}; pass the path of a checkpoint, or a name")
     if arch is not None:
-        raise ValueError(f"arch: {model!r} is no file, and an architecture goes with a checkpoint file only")
+        raise ValueError(f"arch: got {arch!r}, but {model!r} is no file; pass an architecture with a checkpoint file only")
     source, name = _source(model)
     if source is None:
         raise _unknown(model, "model")
@@ -181,12 +193,13 @@ def find_class(
     if text.lstrip("-").isdigit():
         if 0 <= int(text) < len(names):
             return int(text)
-        raise ValueError(f"target: class {text} of a model with {len(names)} classes; pass 0 to {len(names) - 1}, or a name")
+        raise ValueError(f"target: got class {text} of a model with {len(names)} classes; pass 0 to {len(names) - 1}, or a name")
     lower = [n.lower() for n in names]
     found = [i for i, n in enumerate(lower) if n == text] or [i for i, n in enumerate(lower) if text and text in n]
     if len(found) == 1:
         return found[0]
     if found:
-        raise ValueError(f"target: {name!r} may be {', '.join(f'{names[i]} ({i})' for i in found[:6])}; pass one of them")
-    near = get_close_matches(text, lower, 3, 0.5) or lower[:3]
-    raise ValueError(f"target: no class is called {name!r}; near it: {', '.join(names[lower.index(n)] for n in near)}")
+        several = ", ".join(f"{names[i]} ({i})" for i in found[:6])
+        raise ValueError(f"target: got {name!r}, which may be {several}; pass one of them")
+    near = [names[lower.index(n)] for n in get_close_matches(text, lower, 3, 0.5) or lower[:3]]
+    raise ValueError(f"target: no class is called {name!r}; pass one of them, such as {', '.join(near)}")

@@ -53,7 +53,8 @@ def test_every_mode_becomes_rgb_of_the_same_size(mode):
     before = image.tobytes()
     result = read_image(image)
     assert (result.mode, result.size) == ("RGB", (7, 5))
-    assert result is not image and image.tobytes() == before
+    assert result is not image
+    assert image.tobytes() == before
 
 
 def test_read_tensors_and_arrays_exactly():
@@ -114,7 +115,8 @@ def test_truncated_files_are_named(kind, tmp_path):
 def test_read_errors_are_one_plain_line(source, error, words):
     with pytest.raises(error, match=words) as caught:
         read_image(source)
-    assert "\n" not in str(caught.value) and "source" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).startswith("source: ")
 
 
 def test_text_file_object():
@@ -243,7 +245,8 @@ def test_overlay_leaves_alone_what_it_does_not_paint(size):
     assert overlay(picture, heat_map, opacity=0).tobytes() == before
     assert overlay(picture, heat_map * 0.4, threshold=0.5).tobytes() == before
     assert overlay(picture, heat_map).size == size
-    assert picture.tobytes() == before and torch.equal(heat_map, kept)
+    assert picture.tobytes() == before
+    assert torch.equal(heat_map, kept)
 
 
 def test_outside_the_region_nothing_is_painted_and_all_is_grey():
@@ -252,7 +255,9 @@ def test_outside_the_region_nothing_is_painted_and_all_is_grey():
     painted = np.asarray(colorize(torch.ones(1, 1)))[0, 0]
     assert (result[:, 50:150] == painted).all()
     outside = np.concatenate([result[:, :50], result[:, 150:]], 1)
-    assert (outside.max(2) == outside.min(2)).all() and outside.min() >= 64 and outside.max() <= 192
+    assert (outside.max(2) == outside.min(2)).all()
+    assert outside.min() >= 64
+    assert outside.max() <= 192
 
 
 def test_a_narrow_peak_survives_on_a_small_picture():
@@ -260,7 +265,8 @@ def test_a_narrow_peak_survives_on_a_small_picture():
     heat_map[112:118, 60:66] = 1
     painted = np.asarray(overlay(Image.new("RGB", (40, 40)), heat_map, opacity=1, colormap="gray"))[..., 0]
     y, x = np.unravel_index(painted.argmax(), painted.shape)
-    assert (x, y) in {(10, 20), (11, 20), (11, 21), (10, 21)} and painted.max() > 100
+    assert (x, y) in {(10, 20), (11, 20), (11, 21), (10, 21)}
+    assert painted.max() > 100
 
 
 @pytest.mark.parametrize(
@@ -270,12 +276,12 @@ def test_a_narrow_peak_survives_on_a_small_picture():
         (dict(heat_map=torch.full((4, 4), 2.0)), r"\[0, 1\]"),
         (dict(heat_map=torch.full((4, 4), torch.nan)), "NaN"),
         (dict(heat_map=torch.zeros(0, 4)), "shape"),
-        (dict(opacity=1.5), "opacity"),
-        (dict(threshold=-1), "threshold"),
-        (dict(colormap="no_such"), "colormap"),
-        (dict(region=(5, 5, 5, 5)), "region"),
-        (dict(region=(0, 0, 50, 5)), "region"),
-        (dict(region=(0, 0, 4)), "region"),
+        (dict(opacity=1.5), "opacity: got 1.5"),
+        (dict(threshold=-1), "threshold: got -1"),
+        (dict(colormap="no_such"), "colormap: got 'no_such'"),
+        (dict(region=(5, 5, 5, 5)), r"region: got \(5.0, 5.0, 5.0, 5.0\)"),
+        (dict(region=(0, 0, 50, 5)), "region: got .* the picture of 20 × 10 pixels"),
+        (dict(region=(0, 0, 4)), "region: got 3 values"),
     ],
 )
 def test_overlay_errors(change, words):
@@ -303,8 +309,10 @@ def test_show_cam_on_image_is_theirs(theirs, use_rgb, image_weight):
         expected = theirs.show_cam_on_image(img, mask, use_rgb, colormap, image_weight)
         ours = show_cam_on_image(img, mask, use_rgb, colormap, image_weight)
         tensors = show_cam_on_image(torch.tensor(img).permute(2, 0, 1), torch.tensor(mask)[None], use_rgb, colormap, image_weight)
-        assert np.abs(ours.astype(int) - expected).max() <= 1 and (ours == tensors).all()
-    assert (img == copies[0]).all() and (mask == copies[1]).all()
+        assert np.abs(ours.astype(int) - expected).max() <= 1
+        assert (ours == tensors).all()
+    assert (img == copies[0]).all()
+    assert (mask == copies[1]).all()
 
 
 def test_show_cam_on_image_errors():
@@ -314,13 +322,14 @@ def test_show_cam_on_image_errors():
         (dict(img=img + 255), "img / 255"),
         (dict(mask=mask * np.nan), "NaN"),
         (dict(mask=mask[:2]), "one size"),
-        (dict(img=img[..., 0]), "height x width x 3"),
-        (dict(image_weight=2), "image_weight"),
-        (dict(colormap=-7), "colormap"),
+        (dict(img=img[..., 0]), "height × width × 3"),
+        (dict(image_weight=2), "image_weight: got 2"),
+        (dict(colormap=-7), "colormap: got -7"),
+        (dict(mask=mask[:0]), "mask: got shape .*, which is empty"),
     ]:
         with pytest.raises(ValueError, match=words):
             show_cam_on_image(**(dict(img=img, mask=mask) | change))
-    with pytest.raises(TypeError, match="mask is a list"):
+    with pytest.raises(TypeError, match="mask: got a list"):
         show_cam_on_image(img, [[0]])
 
 
@@ -341,18 +350,20 @@ def test_grid_layout_titles_and_no_pyplot_state():
 
     once, again = figure(), figure()
     assert [axis.get_title().replace("\n", "") for axis in once.axes] == ["a $b", "c" * 80, "3"]
-    assert once._repr_png_().startswith(b"\x89PNG") and again._repr_png_() == figure()._repr_png_()
+    assert once._repr_png_().startswith(b"\x89PNG")
+    assert again._repr_png_() == figure()._repr_png_()
     once.savefig(BytesIO(), format="svg")
 
 
 def test_grid_errors():
     for pictures, options, error, words in [
-        ([], {}, ValueError, "empty"),
+        ([], {}, ValueError, "pictures: got none"),
         ("a.png", {}, TypeError, "list"),
         ([torch.ones(3, 3) * 2], {}, ValueError, r"pictures\[0\]"),
         ([noise(9, 9), None], {}, TypeError, r"pictures\[1\]"),
         ([noise(9, 9)], dict(titles=["a", "b"]), ValueError, "titles"),
-        ([noise(9, 9)], dict(columns=0), ValueError, "columns"),
+        ([noise(9, 9)], dict(columns=0), ValueError, "columns: got 0"),
+        ([noise(9, 9)], dict(size=0), ValueError, "size: got 0"),
     ]:
         with pytest.raises(error, match=words):
             grid(pictures, **options)
@@ -384,7 +395,8 @@ def test_masks_of_batches_and_of_nothing():
         assert not to_mask(torch.zeros(4, 4), method=method).any()
         assert to_boxes(torch.zeros(4, 4), method=method).shape == (0, 4)
         assert [len(one) for one in to_boxes(torch.zeros(2, 4, 4), method=method)] == [0, 0]
-    assert not to_mask(torch.zeros(4, 4), 0).any() and len(to_boxes(torch.eye(6))) == 1
+    assert not to_mask(torch.zeros(4, 4), 0).any()
+    assert len(to_boxes(torch.eye(6))) == 1
 
 
 def test_otsu_equals_opencv():

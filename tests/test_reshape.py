@@ -66,7 +66,8 @@ TRANSFORMS = {  # what a layer gives, the transform, what it must become
 def test_a_transform_is_the_loop_by_hand(name):
     given, transform, expected = TRANSFORMS[name]
     assert torch.equal(transform(given), expected)
-    assert torch.equal(transform(given.half()), expected.half()) and torch.equal(transform(given.long()), expected.long())
+    assert torch.equal(transform(given.half()), expected.half())
+    assert torch.equal(transform(given.long()), expected.long())
     assert transform(given).untyped_storage().data_ptr() == given.untyped_storage().data_ptr(), "numbers were copied"
 
 
@@ -81,12 +82,13 @@ def test_gradients_come_back_to_their_place(name):
 
 
 ERRORS = {
-    "tokens": (partial(vit_reshape_transform, height=5, width=5), (2, 21, 3), "21 tokens are no grid of 5 × 5"),
+    "tokens": (partial(vit_reshape_transform, height=5, width=5), (2, 21, 3), "got 21 tokens, which are no grid of 5 × 5"),
     "a grid to vit": (vit_reshape_transform, (2, 3, 4, 5), "B × N × C"),
-    "swin, class token": (swin_reshape_transform, (2, 17, 3), "17 tokens are no grid of 4 × 4"),
+    "swin, class token": (swin_reshape_transform, (2, 17, 3), "got 17 tokens, which are no grid of 4 × 4"),
+    "swin, tokens of no square": (swin_reshape_transform, (2, 12, 3), "got 12 tokens, which are no grid of 3 × 3"),
     "swin, two numbers": (swin_reshape_transform, (2, 17), r"\(2, 17\)"),
     "sequence first, a grid": (sequence_first_reshape_transform, (2, 3, 4, 5), "N × B × C"),
-    "volume": (partial(volume_tokens_reshape_transform, grid=(2, 3, 4)), (2, 23, 3), "23 tokens are no grid of 2 × 3 × 4"),
+    "volume": (partial(volume_tokens_reshape_transform, grid=(2, 3, 4)), (2, 23, 3), "grid: got 23 tokens, which are no grid of 2 × 3 × 4"),
     "volume, two numbers": (partial(volume_tokens_reshape_transform, grid=(2, 3, 4)), (2, 23), "B × N × C"),
     "signal": (partial(signal_reshape_transform, length=6), (2, 5, 3), "got 6 for 5 tokens"),
     "signal, none": (partial(signal_reshape_transform, length=0), (2, 5, 3), "got 0 for 5 tokens"),
@@ -130,15 +132,19 @@ def test_a_pyramid_is_the_loop_by_hand(sizes):
     for given in (pyramid, list(pyramid.values()), tuple(pyramid.values())):
         torch.testing.assert_close(fpn_reshape_transform(given), torch.cat(expected, 1))
         believed = not (isinstance(given, tuple) and len(finest) == 1)  # a recurrent layer gives such a tuple
-        assert is_pyramid(given) == is_pyramid(given, len(finest)) == believed and not is_pyramid(given, len(finest) % 3 + 1)
+        assert is_pyramid(given) == is_pyramid(given, len(finest)) == believed
+        assert not is_pyramid(given, len(finest) % 3 + 1)
 
 
-def test_18_a_pyramid_keeps_its_signs_and_its_finest_size():
-    """The field's mistake 18: `abs()` of activations and gradients, at the coarsest size."""
+def test_a_pyramid_keeps_its_signs_and_its_finest_size():
+    """Other libraries take `abs()` of activations and gradients, at the coarsest size."""
     pyramid = {"0": torch.full((1, 1, 4, 4), -1.0), "pool": torch.tensor([[[[2.0, -2.0], [-2.0, 2.0]]]])}
     laid = fpn_reshape_transform(pyramid)
-    assert laid.shape == (1, 2, 4, 4) and (laid[:, 0] == -1).all()
-    assert laid[0, 1, 0, 0] == 2 and laid[0, 1, 0, 3] == -2 and laid[:, 1].sum().abs() < 1e-5
+    assert laid.shape == (1, 2, 4, 4)
+    assert (laid[:, 0] == -1).all()
+    assert laid[0, 1, 0, 0] == 2
+    assert laid[0, 1, 0, 3] == -2
+    assert laid[:, 1].sum().abs() < 1e-5
     assert torch.equal(fpn_reshape_transform({k: -v for k, v in pyramid.items()}), -laid)
 
 
@@ -168,20 +174,18 @@ class Backbone(nn.Module):
 
 
 @pytest.mark.parametrize("kind", [dict, list, tuple])
-def test_18_a_layer_that_gives_a_pyramid_is_laid_by_itself(kind):
+def test_a_layer_that_gives_a_pyramid_is_laid_by_itself(kind):
     """Nothing told but the layer; and it is Grad-CAM by hand, with signs."""
     torch.manual_seed(0)
     model, x = Pyramid(kind).eval(), torch.randn(2, 3, 32, 48)
     heat = GradCAM(model, "backbone")(x, 1)
     found = model.backbone(x)
-    found = [
-        level.detach().requires_grad_() for level in (found.values() if kind is dict else found)
-    ]  # what the layer gives, not how it came about
+    levels_found = found.values() if kind is dict else found
+    found = [level.detach().requires_grad_() for level in levels_found]  # what the layer gives, not how it came about
     gradients = torch.autograd.grad(model_score(model, found), found)
     laid, weights = fpn_reshape_transform(found), torch.cat([g.mean((2, 3)) for g in gradients], 1)
-    by_hand = nn.functional.interpolate((weights[:, :, None, None] * laid).sum(1, keepdim=True).relu(), size=(32, 48), mode="bilinear")[
-        :, 0
-    ].detach()
+    small = (weights[:, :, None, None] * laid).sum(1, keepdim=True).relu().detach()
+    by_hand = nn.functional.interpolate(small, size=(32, 48), mode="bilinear")[:, 0]
     torch.testing.assert_close(heat, by_hand / by_hand.amax((1, 2), keepdim=True), rtol=1e-4, atol=1e-5)
     assert (weights < 0).any()
 
@@ -257,14 +261,18 @@ def test_patches_that_cut_off_what_is_left_over(size, patch, prefix):
 )
 def test_lists_that_are_no_pictures(tokens, size):
     """Words of a text, queries of a detector, classes."""
-    assert token_grid(tokens, size) is None and pick_reshape((2, tokens, 64), size, 2) is None
+    assert token_grid(tokens, size) is None
+    assert pick_reshape((2, tokens, 64), size, 2) is None
 
 
 def test_with_pictures_of_any_size_a_grid_is_never_larger_than_what_was_asked():
     for tokens, size in product(range(1, 200), [(32, 32), (64, 96), (75, 150)]):
         if grid := token_grid(tokens, size):
             prefix, rows, columns = grid
-            assert prefix + rows * columns == tokens and 0 <= prefix <= 9 and 0 < rows <= size[0] and 0 < columns <= size[1]
+            assert prefix + rows * columns == tokens, (tokens, size)
+            assert 0 <= prefix <= 9, (tokens, size)
+            assert 0 < rows <= size[0], (tokens, size)
+            assert 0 < columns <= size[1], (tokens, size)
 
 
 PICKED = [  # shape, size, pictures -> the transform's name, the grid
@@ -303,7 +311,8 @@ def test_picked(shape, size, batch, name, grid):
         assert transform(torch.empty(other, device="meta")).shape == (pictures, channels, *grid)
     numbers = torch.arange(torch.Size(shape).numel()).reshape(shape)
     laid = transform(numbers)
-    assert laid.dtype == torch.int64 and len(laid.unique()) == laid.numel()
+    assert laid.dtype == torch.int64
+    assert len(laid.unique()) == laid.numel()
 
 
 NONE = [
@@ -324,7 +333,8 @@ NONE = [
 def test_none_is_picked_and_the_reason_is_said(shape, size, batch):
     assert pick_reshape(shape, size, batch) is None
     why = why_no_reshape(shape, size, batch)
-    assert why.startswith(f"shape {shape} has no places on an input of {' × '.join(map(str, size))}: ") and "\n" not in why
+    assert why.startswith(f"shape {shape} has no places on an input of {' × '.join(map(str, size))}: ")
+    assert "\n" not in why
     assert "_transform" in why or "as_it_is" in why or "number of pictures" in why
 
 
@@ -338,10 +348,10 @@ def test_convolutions_of_signals_are_not_taken_for_tokens():
         (96, 100, 128, 187, 250, 1000, 1024, 3000, 16000),
         (1, 2, 4, 6, 8, 10, 12, 16, 20, 24, 30, 32, 40, 48, 50, 60, 64, 96, 100, 120, 128, 192, 200, 256, 320, 512, 768, 1024),
     ):
-        for n in (
-            {length >> k for k in range(6)} | {-(-length >> k) for k in range(6)} | {length - 4, (length - 4) // 2, (length - 12) // 4}
-        ):
-            assert signal_tokens((2, channels, n), length) is None and pick_reshape((2, channels, n), (length,)) is as_it_is
+        halved = {length >> k for k in range(6)} | {-(-length >> k) for k in range(6)}
+        for n in halved | {length - 4, (length - 4) // 2, (length - 12) // 4}:
+            assert signal_tokens((2, channels, n), length) is None, (channels, n, length)
+            assert pick_reshape((2, channels, n), (length,)) is as_it_is, (channels, n, length)
 
 
 @pytest.mark.parametrize("length, patch", [(1000, 10), (1024, 16), (512, 8), (3000, 20)])
@@ -357,7 +367,8 @@ def test_volume_grids_of_common_networks():
     assert volume_token_grid(1 + 16 * 14 * 14, (32, 224, 224)) == (1, 16, 14, 14)  # ViViT
     for side, patch in product((64, 96, 128, 160), (8, 16, 32)):
         n = side // patch
-        assert n < 2 or volume_token_grid(n**3, (side,) * 3) == (0, n, n, n)  # UNETR
+        if n > 1:
+            assert volume_token_grid(n**3, (side,) * 3) == (0, n, n, n), (side, patch)  # UNETR
 
 
 # Models, nothing told
@@ -370,7 +381,9 @@ def explained(model, x, target=None, size=None):
     cam = GradCAM(model)
     heat = cam(x, target)
     size = size or tuple((x["pixel_values"] if isinstance(x, dict) else x).shape[2:])
-    assert heat.shape == (2, *size) and (heat.flatten(1).amax(1) == 1).all() and (heat.flatten(1).amin(1) < 1).all()
+    assert heat.shape == (2, *size)
+    assert (heat.flatten(1).amax(1) == 1).all()
+    assert (heat.flatten(1).amin(1) < 1).all()
     return suggest_layer(model, x)
 
 
@@ -445,7 +458,9 @@ def test_mvit_v1_b():
             torch.nn.init.normal_(norm.weight)  # else all tokens are equally long
     cam = HiResCAM(model)
     heat = cam(clip, 1)
-    assert heat.shape == (1, 16, 224, 224) and heat.max() == 1 and heat.std() > 0.01
+    assert heat.shape == (1, 16, 224, 224)
+    assert heat.max() == 1
+    assert heat.std() > 0.01
 
 
 @pytest.fixture(scope="module")
@@ -493,7 +508,8 @@ def test_hugging_face_segformer(hf):
         GradCAM(model, "segformer.stages.3", transform)(WIDE, lambda output: output["logits"][2].square().sum())
         for transform in (as_it_is, None)
     )
-    assert torch.equal(told, found) and told.amax() == 1
+    assert torch.equal(told, found)
+    assert told.amax() == 1
 
 
 def test_hugging_face_clip_vision(hf):

@@ -1,4 +1,4 @@
-"""Targets against gradients written out by hand, against PyPI grad-cam's of the same name, and through GradCAM, batch against one by one."""
+"""Targets: gradients against formulas by hand and PyPI grad-cam's of the same name; through GradCAM, a batch against one by one."""
 
 from collections import namedtuple
 
@@ -59,7 +59,7 @@ FORMULAS = {
     "class": (ClassifierOutputTarget(2), lambda y: y[2], lambda y: unit(2)),
     "softmax": (ClassifierOutputSoftmaxTarget(2), lambda y: softmax(y)[2], lambda y: softmax(y)[2] * (unit(2) - softmax(y))),
     "likeliest": (SoftmaxOutputTarget(), lambda y: softmax(y).max(), lambda y: softmax(y).max() * (unit(y.argmax()) - softmax(y))),
-    "rest": (ClassifierOutputReST(2), lambda y: y[2] + np.log(softmax(y)[2]), lambda y: 2 * unit(2) - softmax(y)),
+    "residual softmax": (ClassifierOutputReST(2), lambda y: y[2] + np.log(softmax(y)[2]), lambda y: 2 * unit(2) - softmax(y)),
     "raw": (RawScoresOutputTarget(), lambda y: y.sum(), lambda y: np.ones(K)),
     "several": (MultiLabelOutputTarget([0, 3]), lambda y: y[0] + y[3], lambda y: unit(0, 3)),
     "several, weighed": (MultiLabelOutputTarget([0, 3], [2, -0.5]), lambda y: 2 * y[0] - y[3] / 2, lambda y: 2 * unit(0) - unit(3) / 2),
@@ -81,10 +81,11 @@ FORMULAS = {
     ),
 }
 TARGETS = {name: target for name, (target, *_) in FORMULAS.items()}
+SINGLE, DOUBLE = dict(atol=1e-6, rtol=1e-5), dict(atol=1e-12, rtol=1e-9)
 PEERS = {
     "class": peer.ClassifierOutputTarget(2),
     "softmax": peer.ClassifierOutputSoftmaxTarget(2),
-    "rest": peer.ClassifierOutputReST(2),
+    "residual softmax": peer.ClassifierOutputReST(2),
     "finer": peer.FinerWeightedTarget(2, [5, 0], 0.7),
 }
 
@@ -104,11 +105,7 @@ def asked(target, y):
 def test_value_and_gradient_by_hand(name):
     target, value, slope = FORMULAS[name]
     # The probability is float32 by its page; everything else keeps the precision that it is given.
-    close = (
-        dict(atol=1e-6, rtol=1e-5)
-        if isinstance(target, (ClassifierOutputSoftmaxTarget, SoftmaxOutputTarget))
-        else dict(atol=1e-12, rtol=1e-9)
-    )
+    close = SINGLE if isinstance(target, (ClassifierOutputSoftmaxTarget, SoftmaxOutputTarget)) else DOUBLE
     for seed in range(10):
         y = scores(seed)
         u, gradient = asked(target, y)
@@ -119,7 +116,7 @@ def test_value_and_gradient_by_hand(name):
 
 @pytest.mark.parametrize("name", FORMULAS)
 def test_through_a_linear_head(name):
-    """Behind pooling and a linear layer the gradient of a layer is the head's weights times the target's own gradient, the same at all places."""
+    """Behind pooling and a linear layer, a layer's gradient is the head's weights times the target's own, the same at all places."""
     target, _, slope = FORMULAS[name]
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, K)).eval()
@@ -135,9 +132,7 @@ def test_through_a_linear_head(name):
 def test_grad_cam_says_the_same(name, scale):
     for seed in range(10):
         for got, wanted in zip(asked(TARGETS[name], scores(seed, scale)), asked(PEERS[name], scores(seed, scale))):
-            torch.testing.assert_close(
-                got.double(), wanted, **(dict(atol=1e-6, rtol=1e-5) if name == "softmax" else dict(atol=1e-12, rtol=1e-9))
-            )
+            torch.testing.assert_close(got.double(), wanted, **(SINGLE if name == "softmax" else DOUBLE))
 
 
 @pytest.mark.parametrize("category", [0, 1])
@@ -148,11 +143,13 @@ def test_grad_cam_says_the_same_of_one_score(category):
             (BinaryClassifierOutputTarget(category), peer.BinaryClassifierOutputTarget(category)),
             (RawScoresOutputTarget(), peer.RawScoresOutputTarget()),
         ):
-            assert all(torch.equal(a.reshape(()), b.reshape(())) for a, b in zip(asked(mine, y), asked(theirs, y)))
+            (value, slope), (their_value, their_slope) = asked(mine, y), asked(theirs, y)
+            assert torch.equal(value, their_value.reshape(())), (mine, seed)
+            assert torch.equal(slope, their_slope), (mine, seed)
             assert mine(y).shape == ()
 
 
-def test_rest_of_each_picture_is_grad_cams():
+def test_residual_softmax_of_each_picture_is_grad_cams():
     batch = torch.stack([scores(seed) for seed in range(4)])
     torch.testing.assert_close(
         each_score([ClassifierOutputReST(2)] * 4, batch), torch.stack([peer.ClassifierOutputReST(2)(y) for y in batch])
@@ -167,9 +164,8 @@ def test_why_these_are_not_grad_cams(name):
     model, x = load("scenes-cnn"), scenes(1, TEST + 2000).images * 2 - 1
     with pytest.raises(RuntimeError, match="scalar"):
         pytorch_grad_cam.GradCAM(model, [model.layer4])(x, [theirs])
-    assert GradCAM(model, "layer4")(
-        x, {"SoftmaxOutputTarget": SoftmaxOutputTarget, "RawScoresOutputTarget": RawScoresOutputTarget}[name]()
-    ).shape == (1, 128, 128)
+    ours = {"SoftmaxOutputTarget": SoftmaxOutputTarget(), "RawScoresOutputTarget": RawScoresOutputTarget()}[name]
+    assert GradCAM(model, "layer4")(x, ours).shape == (1, 128, 128)
     y = scores(0).requires_grad_()
     assert torch.autograd.grad(y.softmax(0).sum(), y)[0].abs().max() < 1e-15
 
@@ -198,8 +194,11 @@ def test_grad_cams_formula_turns_over_where_the_model_is_sure():
     for lead, negative in ((18.0, False), (19.0, True), (22.0, True), (30.0, True)):
         y = torch.zeros(K, dtype=torch.float64)
         y[2] = lead
-        slopes = [asked(target, y)[1][2].item() for target in (TARGETS["finer"], PEERS["finer"], FinerTarget(2, 0.7, [5, 0], "softmax"))]
-        assert slopes[0] == pytest.approx(slopes[1], rel=1e-9) and (slopes[0] < 0) == negative and slopes[2] == pytest.approx(1)
+        asked_of = TARGETS["finer"], PEERS["finer"], FinerTarget(2, 0.7, [5, 0], "softmax")
+        ours, theirs, softmaxed = (asked(target, y)[1][2].item() for target in asked_of)
+        assert ours == pytest.approx(theirs, rel=1e-9), lead
+        assert (ours < 0) == negative, lead
+        assert softmaxed == pytest.approx(1), lead
 
 
 def test_finercams_target_is_a_contrast():
@@ -276,7 +275,10 @@ def test_batch_is_one_by_one_with_one_score(x, hold):
     ]
     together = cam(x, targets)
     torch.testing.assert_close(together, torch.cat([cam(x[[i]], targets[i]) for i in range(4)]), atol=1e-4, rtol=0)
-    score = lambda sign: lambda output: sign * (output["logits"] if isinstance(output, dict) else output).reshape(())
+
+    def score(sign):
+        return lambda output: sign * (output["logits"] if isinstance(output, dict) else output).reshape(())
+
     signs = [-1, 1, 1 if each_score([RegressionOutputTarget()] * 4, model(x))[2] < 2 else -1, -1]
     torch.testing.assert_close(together, cam(x, [score(s) for s in signs]), atol=1e-4, rtol=0)
 
@@ -288,7 +290,9 @@ def test_half_precision(name, dtype):
     target = BinaryClassifierOutputTarget(0) if name == "binary" else TARGETS[name]
     y = scores(3, 2.0)[: 1 if name == "binary" else K].to(dtype)
     (u, gradient), (wanted, slope) = asked(target, y), asked(target, y.float())
-    assert u.shape == () and gradient.dtype == dtype and gradient.isfinite().all()
+    assert u.shape == ()
+    assert gradient.dtype == dtype
+    assert gradient.isfinite().all()
     torch.testing.assert_close(u.float(), wanted, atol=0.05, rtol=0.02)
     torch.testing.assert_close(gradient.float(), slope, atol=0.05, rtol=0.02)
 
@@ -405,7 +409,7 @@ def test_part_names_what_there_is():
         (lambda: MultiLabelOutputTarget([1, K])(scores(0)), "pass 0 to 5"),
         (lambda: RegressionOutputTarget(sign=0), "sign: got 0"),
         (lambda: RegressionOutputTarget(-1)(scores(0)), "index: got -1 of a model with 6 numbers; pass 0 to 5"),
-        (lambda: ContrastTarget(1, 1), "class 1 cannot be compared with itself"),
+        (lambda: ContrastTarget(1, 1), "other: got class 1, which cannot be compared with itself"),
         (lambda: ContrastTarget(1, []), "other: got no class"),
         (lambda: ContrastTarget(1, K)(scores(0)), "pass 0 to 5"),
         (lambda: ContrastTarget(1, 2)({"boxes": torch.zeros(2, 4)}), "no list of class scores"),

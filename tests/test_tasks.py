@@ -13,7 +13,9 @@ x = torch.nn.functional.interpolate(torch.rand(2, 3, 12, 16, generator=torch.Gen
 
 
 def checked(heat):
-    assert heat.shape == (2, 96, 128) and heat.dtype == torch.float32 and heat.isfinite().all()
+    assert heat.shape == (2, 96, 128)
+    assert heat.dtype == torch.float32
+    assert heat.isfinite().all()
     assert all(one.max() == 1 and one.std() > 0.01 for one in heat)
     return heat
 
@@ -61,4 +63,5 @@ def test_a_layer_by_name_and_a_pixel():
     weight = heat / heat.sum((1, 2), keepdim=True)
     row, column = torch.arange(96.0)[:, None], torch.arange(128.0)
     for one in weight:  # what speaks for a pixel lies around it
-        assert ((one * row).sum() - 40).abs() < 24 and ((one * column).sum() - 100).abs() < 32
+        assert ((one * row).sum() - 40).abs() < 24
+        assert ((one * column).sum() - 100).abs() < 32

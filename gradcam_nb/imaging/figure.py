@@ -37,6 +37,13 @@ def _drawable(item, position, colormap):
         raise type(error)(f"pictures[{position}]: {error}") from error
 
 # %% ../../nbs/imaging/figure.ipynb #09
+def _row_height(cells, titles, size):
+    "Height of a row in inches: its tallest picture, within bounds, and its longest title."
+    tallest = max(cell.shape[0] / cell.shape[1] for cell in cells)
+    lines = max(title.count("\n") + 1 if title else 0 for title in titles)
+    return size * min(2.0, max(0.3, tallest)) + 0.16 * lines + 0.1
+
+
 def _png(figure):
     "The figure as PNG bytes: what Jupyter shows."
     stored = BytesIO()
@@ -51,37 +58,34 @@ def shown_by_jupyter(figure):
 
 # %% ../../nbs/imaging/figure.ipynb #10
 def grid(
-    pictures,  # sequence of pictures (all that `read_image` reads) and maps (H x W or 1 x H x W in [0, 1]), or a batch tensor
-    titles: list = None,  # one string each; long ones are wrapped
-    columns: int = None,  # None: up to four cells in one row, more spread evenly over rows
+    pictures,  # a sequence of pictures (all that `read_image` reads) and maps (`H × W` or `1 × H × W` in [0, 1]), or a batch
+    titles: list | None = None,  # one string each; long ones are wrapped
+    columns: int | None = None,  # left out: up to four cells in one row, more spread evenly over rows
     size: float = 2.2,  # width of a cell, in inches
     colormap: str = "turbo",  # of the maps, a matplotlib name
-) -> "matplotlib.figure.Figure":  # to show, or to save with figure.savefig(path)
-    """A figure of pictures and heat maps, all maps on one scale from 0 to 1.
-
-    Raises ValueError or TypeError that names the cell, such as `pictures[2]`.
-    """
+):  # a matplotlib figure: to show, or to save with figure.savefig(path)
+    "A figure of pictures and heat maps, all maps on one scale from 0 to 1. An error names the cell, such as `pictures[2]`."
     from matplotlib.figure import Figure
 
     if isinstance(pictures, (str, bytes, Path, Image.Image)):
-        raise TypeError(f"pictures is a single {type(pictures).__name__}; pass a list of pictures")
+        raise TypeError(f"pictures: got a single {type(pictures).__name__}; pass a list of pictures")
     cells = [_drawable(item, position, colormap) for position, item in enumerate(pictures)]
     if not cells:
-        raise ValueError("pictures is empty; pass at least one picture or map")
+        raise ValueError("pictures: got none; pass at least one picture or map")
     titles = list(titles) if titles is not None else []
     if titles and len(titles) != len(cells):
-        raise ValueError(f"titles has {len(titles)} entries for {len(cells)} pictures; pass one each")
+        raise ValueError(f"titles: got {len(titles)} for {len(cells)} pictures; pass one each")
     if columns is None:
         columns = math.ceil(len(cells) / math.ceil(len(cells) / 4))
-    if columns < 1 or not size > 0:
-        raise ValueError(f"columns is {columns} and size {size}; pass values above zero")
+    if columns < 1:
+        raise ValueError(f"columns: got {columns}; pass at least 1")
+    if not size > 0:
+        raise ValueError(f"size: got {size}; pass inches above zero")
 
     columns = min(columns, len(cells))
     rows = [range(first, min(first + columns, len(cells))) for first in range(0, len(cells), columns)]
-    titles = [textwrap.fill(str(title), max(8, int(size * 13))) for title in titles]
-    lines = [max((titles[i].count("\n") + 1 for i in row), default=0) if titles else 0 for row in rows]
-    shapes = [min(2.0, max(0.3, max(cells[i].shape[0] / cells[i].shape[1] for i in row))) for row in rows]
-    heights = [size * shape + 0.16 * count + 0.1 for shape, count in zip(shapes, lines)]
+    titles = [textwrap.fill(str(title), max(8, int(size * 13))) for title in titles] or [""] * len(cells)
+    heights = [_row_height([cells[i] for i in row], [titles[i] for i in row], size) for row in rows]
     figure = Figure(figsize=(columns * size, sum(heights)), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03, wspace=0, hspace=0)
     axes = figure.subplots(len(rows), columns, squeeze=False, height_ratios=heights).flat
@@ -89,5 +93,5 @@ def grid(
         axis.set_axis_off()
         if i < len(cells):
             axis.imshow(cells[i])
-            axis.set_title(titles[i] if titles else "", fontsize=9, pad=3, parse_math=False)
+            axis.set_title(titles[i], fontsize=9, pad=3, parse_math=False)
     return shown_by_jupyter(figure)

@@ -16,58 +16,51 @@ from .read import read_image
 
 # %% ../../nbs/imaging/overlay.ipynb #06
 def heat_plane(heat_map, name="heat_map"):
-    "The map as H x W float32 on the CPU."
+    "The map as `H × W`, float32, on the CPU."
     if isinstance(heat_map, np.ndarray):
         heat_map = torch.from_numpy(heat_map.copy())
     if not isinstance(heat_map, Tensor):
-        raise TypeError(f"{name} is a {type(heat_map).__name__}; pass a tensor of height x width")
+        raise TypeError(f"{name}: got a {type(heat_map).__name__}; pass a tensor of height × width")
     plane = heat_map.detach().float().cpu()
     if plane.ndim == 3 and len(plane) == 1:
         plane = plane[0]
     if plane.ndim != 2 or plane.numel() == 0:
-        raise ValueError(f"{name} has the shape {tuple(heat_map.shape)}; pass one map of height x width, such as {name}[0]")
+        raise ValueError(f"{name}: got shape {tuple(heat_map.shape)}; pass one map of height × width, such as {name}[0]")
     if not torch.isfinite(plane).all():
-        raise ValueError(f"{name} contains NaN or infinite values; pass values in [0, 1]")
+        raise ValueError(f"{name}: got NaN or infinite values; pass values in [0, 1]")
     if plane.min() < -1e-3 or plane.max() > 1 + 1e-3:
-        raise ValueError(f"{name} goes from {plane.min():.4g} to {plane.max():.4g}; scale it to [0, 1]")
+        raise ValueError(f"{name}: got values from {plane.min():.4g} to {plane.max():.4g}; scale it to [0, 1]")
     return plane.clamp(0, 1)
 
 # %% ../../nbs/imaging/overlay.ipynb #08
 def colours_of(plane, colormap):
-    "The map's colours: H x W x 3 floats in [0, 1]."
+    "The map's colours: `H × W × 3` floats in [0, 1]."
     import matplotlib
 
     if colormap not in matplotlib.colormaps:
-        raise ValueError(f"colormap is {colormap!r}; pass a name of matplotlib's, such as 'turbo', 'viridis' or 'magma'")
+        raise ValueError(f"colormap: got {colormap!r}; pass a name of matplotlib's, such as 'turbo', 'viridis' or 'magma'")
     return matplotlib.colormaps[colormap](plane.numpy())[..., :3]
 
 # %% ../../nbs/imaging/overlay.ipynb #09
 def colorize(
-    heat_map: Tensor,  # H x W or 1 x H x W in [0, 1], any device
+    heat_map: Tensor,  # `H × W` or `1 × H × W` in [0, 1], any device
     colormap: str = "turbo",  # a matplotlib name
-) -> Image.Image:  # RGB, W x H pixels
+) -> Image.Image:  # RGB, a pixel for each place of the map
     "The bare map as colours."
     return Image.fromarray(np.uint8((colours_of(heat_plane(heat_map), colormap) * 255).round()))
 
 # %% ../../nbs/imaging/overlay.ipynb #12
 def _placed(plane, region, width, height):
-    "The map on the picture's pixels, and where it lies on them: two H x W tensors."
+    "The map on the picture's pixels, and where it lies on them: two tensors `H × W`."
     left, top, right, bottom = region
     seen = max(1, round(bottom - top)), max(1, round(right - left))
     shrunk = min(seen[0], plane.shape[0]), min(seen[1], plane.shape[1])
     plane = plane[None, None]
     if shrunk != plane.shape[2:]:
         plane = F.interpolate(plane, size=shrunk, mode="bilinear", antialias=True)
-    x, y = width / (right - left), height / (bottom - top)
-    theta = torch.tensor(
-        [
-            [
-                [x, 0, (width - left - right) / (right - left)],
-                [0, y, (height - top - bottom) / (bottom - top)],
-            ]
-        ]
-    )
-    grid = F.affine_grid(theta, (1, 1, height, width), align_corners=False)
+    across = [width / (right - left), 0, (width - left - right) / (right - left)]
+    down = [0, height / (bottom - top), (height - top - bottom) / (bottom - top)]
+    grid = F.affine_grid(torch.tensor([[across, down]]), (1, 1, height, width), align_corners=False)
     inside = (grid.abs() <= 1).all(-1)[0]
     return F.grid_sample(plane, grid, padding_mode="border", align_corners=False)[0, 0], inside
 
@@ -77,32 +70,30 @@ def _checked_region(region, width, height):
     if region is None:
         return 0.0, 0.0, float(width), float(height)
     if len(region) != 4:
-        raise ValueError(f"region has {len(region)} values; pass (left, top, right, bottom), as Preprocess.region gives")
+        raise ValueError(f"region: got {len(region)} values; pass (left, top, right, bottom), as Preprocess.region gives")
     left, top, right, bottom = (float(edge) for edge in region)
     if not (-1 <= left < right <= width + 1 and -1 <= top < bottom <= height + 1):
+        edges = tuple(round(edge, 1) for edge in (left, top, right, bottom))
         raise ValueError(
-            f"region {tuple(round(float(edge), 1) for edge in region)} does not lie within the picture of {width} x {height}"
-            " pixels; pass (left, top, right, bottom), as Preprocess.region gives for this very picture"
+            f"region: got {edges}, which does not lie within the picture of {width} × {height} pixels;"
+            " pass (left, top, right, bottom), as Preprocess.region gives for this very picture"
         )
     return left, top, right, bottom
 
 # %% ../../nbs/imaging/overlay.ipynb #14
 def overlay(
     picture,  # anything `read_image` reads
-    heat_map: Tensor,  # H x W or 1 x H x W in [0, 1], any device
+    heat_map: Tensor,  # `H × W` or `1 × H × W` in [0, 1], any device
     *,
     colormap: str = "turbo",  # a matplotlib name
     opacity: float = 0.5,  # of the paint: 0 shows the picture alone, 1 the map alone
     threshold: float = 0.0,  # where the map lies below it, the picture shows as it is
-    region: tuple = None,  # left, top, right, bottom of the map on the picture, in pixels (`Preprocess.region`); None: all of it
+    region: tuple | None = None,  # left, top, right, bottom of the map on the picture, in pixels (`Preprocess.region`); left out: all
 ) -> Image.Image:  # RGB, of the picture's own size
-    """The picture with the heat map painted on it.
-
-    Outside the region, which the network did not see, the picture is dimmed towards grey at any opacity and never painted.
-    """
+    "The picture with the heat map painted on it. Outside the region, which the network did not see, it is dimmed towards grey."
     for name, value in (("opacity", opacity), ("threshold", threshold)):
         if not 0 <= value <= 1:
-            raise ValueError(f"{name} is {value}; pass a value from 0 to 1")
+            raise ValueError(f"{name}: got {value}; pass a value from 0 to 1")
     image = read_image(picture)
     region = _checked_region(region, *image.size)
     placed, inside = _placed(heat_plane(heat_map), region, *image.size)
@@ -120,34 +111,36 @@ def _unit_array(values, name):
         values = (values.float() if values.dtype in (torch.float16, torch.bfloat16) else values).numpy()
         values = values.transpose(1, 2, 0) if values.ndim == 3 and name == "img" else values
     if not isinstance(values, np.ndarray):
-        raise TypeError(f"{name} is a {type(values).__name__}; pass an array or a tensor")
-    if values.size == 0 or not np.isfinite(values).all():
-        raise ValueError(f"{name} is empty or contains NaN or infinite values; pass floats in [0, 1]")
+        raise TypeError(f"{name}: got a {type(values).__name__}; pass an array or a tensor")
+    if values.size == 0:
+        raise ValueError(f"{name}: got shape {values.shape}, which is empty; pass floats in [0, 1]")
+    if not np.isfinite(values).all():
+        raise ValueError(f"{name}: got NaN or infinite values; pass floats in [0, 1]")
     if values.min() < -1e-3 or values.max() > 1 + 1e-3:
-        raise ValueError(f"{name} goes from {values.min():.4g} to {values.max():.4g}; pass floats in [0, 1], such as {name} / 255")
+        raise ValueError(f"{name}: got values from {values.min():.4g} to {values.max():.4g}; pass floats in [0, 1], such as {name} / 255")
     return values
 
 # %% ../../nbs/imaging/overlay.ipynb #27
 def show_cam_on_image(
-    img: np.ndarray,  # H x W x 3 (a tensor: 3 x H x W), floats in [0, 1]
-    mask: np.ndarray,  # H x W, floats in [0, 1]
+    img: np.ndarray,  # `H × W × 3` (a tensor: `3 × H × W`), floats in [0, 1]
+    mask: np.ndarray,  # `H × W`, floats in [0, 1]
     use_rgb: bool = False,  # whether `img` is RGB; otherwise it is BGR
     colormap: int = 2,  # one of OpenCV's; 2 is cv2.COLORMAP_JET
     image_weight: float = 0.5,  # of the picture; the rest is the map's
-) -> np.ndarray:  # H x W x 3, uint8
+) -> np.ndarray:  # `H × W × 3`, uint8
     "The map laid over a picture of its own size, as in pytorch-grad-cam."
     import cv2
 
     img, mask = _unit_array(img, "img"), _unit_array(mask, "mask")
     mask = mask[0] if mask.ndim == 3 and len(mask) == 1 else mask
     if img.ndim != 3 or img.shape[2] != 3 or mask.shape != img.shape[:2]:
-        raise ValueError(f"img is {img.shape} and mask {mask.shape}; pass height x width x 3 and height x width of one size")
+        raise ValueError(f"img, mask: got shapes {img.shape} and {mask.shape}; pass height × width × 3 and height × width of one size")
     if not 0 <= image_weight <= 1:
-        raise ValueError(f"image_weight is {image_weight}; pass a value from 0 to 1")
+        raise ValueError(f"image_weight: got {image_weight}; pass a value from 0 to 1")
     try:
         heat = cv2.applyColorMap(np.uint8(255 * mask.clip(0, 1)), colormap)
     except cv2.error as error:
-        raise ValueError(f"colormap is {colormap!r}; pass one of OpenCV's, such as cv2.COLORMAP_JET") from error
+        raise ValueError(f"colormap: got {colormap!r}; pass one of OpenCV's, such as cv2.COLORMAP_JET") from error
     heat = np.float32(cv2.cvtColor(heat, cv2.COLOR_BGR2RGB) if use_rgb else heat) / 255
     cam = (1 - image_weight) * heat + image_weight * img.clip(0, 1)
     return np.uint8(255 * (cam / max(cam.max(), 1e-7)))

@@ -7,6 +7,7 @@ __all__ = ['Preprocess', 'preprocess_for', 'preprocess_image', 'deprocess_image'
 
 # %% ../../nbs/imaging/preprocess.ipynb #03
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -22,40 +23,36 @@ _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # %% ../../nbs/imaging/preprocess.ipynb #07
 @dataclass(frozen=True)
 class Preprocess:
-    """What a network's evaluation transform does to a picture, as plain numbers.
-
-    `resize='crop'` keeps the proportions and cuts the centre out. `resize='squash'` stretches the whole picture to the size.
-    `crop_pct` is the share of the resized sides that is kept; left out, it is 0.875 for 'crop' and 1 for 'squash'.
-    One value in `mean` and `std` makes a grey tensor of one channel, three make RGB.
-    """
+    "What a network's evaluation transform does to a picture, as plain numbers."
 
     size: tuple = (224, 224)  # height and width of the tensor, in pixels
-    mean: tuple = _IMAGENET_MEAN  # of each channel, for values in [0, 1]
+    mean: tuple = _IMAGENET_MEAN  # of each channel, for values in [0, 1]: three for RGB, one for grey
     std: tuple = _IMAGENET_STD  # of each channel
-    resize: str = "crop"  # 'crop' or 'squash'
-    crop_pct: float = None  # in (0, 1]
-    interpolation: str = "bilinear"  # or 'bicubic'
+    resize: str = "crop"  # "crop" keeps the proportions and cuts the centre out, "squash" stretches the whole picture
+    crop_pct: float | None = None  # share of the resized sides that is kept; left out: 0.875 for "crop", 1 for "squash"
+    interpolation: str = "bilinear"  # or "bicubic"
 
     def __post_init__(self):
         for name in ("size", "mean", "std"):
             value = getattr(self, name)
             if not isinstance(value, (tuple, list)):
-                raise TypeError(f"{name} is {value!r}; pass a tuple, such as {type(self).__dataclass_fields__[name].default}")
+                usual = type(self).__dataclass_fields__[name].default
+                raise TypeError(f"{name}: got {value!r}; pass a tuple, such as {usual}")
             object.__setattr__(self, name, tuple(value))
         if self.crop_pct is None:
             object.__setattr__(self, "crop_pct", 1.0 if self.resize == "squash" else 0.875)
         if len(self.size) != 2 or any(not isinstance(side, int) or side < 1 for side in self.size):
-            raise ValueError(f"size is {self.size}; pass (height, width) as two positive integers")
+            raise ValueError(f"size: got {self.size}; pass (height, width) as two positive integers")
         if len(self.mean) not in (1, 3) or len(self.mean) != len(self.std):
-            raise ValueError(f"mean has {len(self.mean)} values and std {len(self.std)}; pass 1 (grey) or 3 (RGB) of both")
+            raise ValueError(f"mean, std: got {len(self.mean)} and {len(self.std)} values; pass 1 (grey) or 3 (RGB) of both")
         if min(self.std) <= 0:
-            raise ValueError(f"std is {self.std}; pass values above zero")
+            raise ValueError(f"std: got {self.std}; pass values above zero")
         if self.resize not in ("crop", "squash"):
-            raise ValueError(f"resize is {self.resize!r}; pass 'crop' or 'squash'")
+            raise ValueError(f"resize: got {self.resize!r}; pass 'crop' or 'squash'")
         if not 0 < self.crop_pct <= 1:
-            raise ValueError(f"crop_pct is {self.crop_pct}; pass a share above 0 and at most 1")
+            raise ValueError(f"crop_pct: got {self.crop_pct}; pass a share above 0 and at most 1")
         if self.interpolation not in ("bilinear", "bicubic"):
-            raise ValueError(f"interpolation is {self.interpolation!r}; pass 'bilinear' or 'bicubic'")
+            raise ValueError(f"interpolation: got {self.interpolation!r}; pass 'bilinear' or 'bicubic'")
 
     def _resized(self, width, height):
         "Height and width of the whole picture after resizing, before the crop."
@@ -71,8 +68,8 @@ class Preprocess:
     def __call__(
         self,
         picture,  # anything `read_image` reads
-    ) -> Tensor:  # 1 x 3 x H x W (1 x 1 x H x W for a grey network), float32, on the CPU
-        "The picture as the network's input. A small picture is enlarged; a side under 8 pixels is a ValueError."
+    ) -> Tensor:  # `1 × 3 × H × W` (`1 × 1 × H × W` for a grey network), float32, on the CPU
+        "The picture as the network's input. A small picture is enlarged; a side under 8 pixels is a `ValueError`."
         from torchvision.transforms import InterpolationMode
         from torchvision.transforms.v2 import functional as F
 
@@ -91,21 +88,22 @@ class Preprocess:
         width, height = _checked(picture).size
         resized_height, resized_width = self._resized(width, height)
         # torchvision rounds where the crop begins, half to even
-        top, left = round((resized_height - self.size[0]) / 2), round((resized_width - self.size[1]) / 2)
+        top = round((resized_height - self.size[0]) / 2)
+        left = round((resized_width - self.size[1]) / 2)
         x, y = width / resized_width, height / resized_height
         return left * x, top * y, (left + self.size[1]) * x, (top + self.size[0]) * y
 
     def undo(
         self,
-        tensor: Tensor,  # what calling returned: C x H x W or B x C x H x W, any device
-    ):  # a PIL.Image, or a list of them for a batch of two or more
+        tensor: Tensor,  # what calling returned: `C × H × W` or `B × C × H × W`, any device
+    ) -> Image.Image | list[Image.Image]:  # a list for a batch of two or more
         "The tensor as a picture again: mean and standard deviation undone, cut to [0, 1]."
         if not isinstance(tensor, Tensor):
-            raise TypeError(f"tensor is a {type(tensor).__name__}; pass what calling this Preprocess returned")
+            raise TypeError(f"tensor: got a {type(tensor).__name__}; pass what calling this Preprocess returned")
         batch = tensor.detach().float().cpu()
         batch = batch[None] if batch.ndim == 3 else batch
         if batch.ndim != 4 or batch.shape[1] != len(self.mean) or len(batch) == 0:
-            raise ValueError(f"tensor has the shape {tuple(tensor.shape)}; pass B x {len(self.mean)} x height x width")
+            raise ValueError(f"tensor: got shape {tuple(tensor.shape)}; pass B × {len(self.mean)} × height × width")
         mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
         images = [read_image((one * std + mean).clamp(0, 1)) for one in batch]
         return images if len(images) > 1 else images[0]
@@ -115,18 +113,18 @@ def _checked(picture):
     "The picture as RGB, if it is large enough to be one."
     image = read_image(picture)
     if min(image.size) < 8:
-        raise ValueError(f"picture is {image.width} x {image.height} pixels; pass one with at least 8 on each side")
+        raise ValueError(f"picture: got {image.width} × {image.height} pixels; pass one with at least 8 on each side")
     return image
 
 # %% ../../nbs/imaging/preprocess.ipynb #19
 def _from_weights(weights):
     "What the weights of a torchvision classifier ask for."
     if not callable(getattr(weights, "transforms", None)):
-        raise TypeError(f"weights is {weights!r}; pass a member such as torchvision.models.ResNet50_Weights.DEFAULT")
+        raise TypeError(f"weights: got {weights!r}; pass a member such as torchvision.models.ResNet50_Weights.DEFAULT")
     transform = weights.transforms()
     if type(transform).__name__ != "ImageClassification":
         raise ValueError(
-            f"weights {weights} ask for {type(transform).__name__}, which has no fixed size;"
+            f"weights: got {weights}, which ask for {type(transform).__name__}, and that has no fixed size;"
             " pass weights of a classifier, or build a Preprocess(size, ...)"
         )
     (crop,), (resize,) = transform.crop_size, transform.resize_size
@@ -143,8 +141,8 @@ def _from_timm(model, config):
     config = resolve_model_data_config(model, pretrained_cfg=config)
     if config["crop_mode"] not in ("center", "squash"):
         raise ValueError(
-            f"model asks for the crop mode {config['crop_mode']!r}, which Preprocess does not know;"
-            " use timm.data.create_transform, or build a Preprocess(size, ...)"
+            f"model: got one that asks for the crop mode {config['crop_mode']!r}, which Preprocess does not know;"
+            " pass pictures through timm.data.create_transform, or build a Preprocess(size, ...)"
         )
     # a model built with img_size=... keeps its size here, while its configuration still names the old one
     size = getattr(getattr(model, "patch_embed", None), "img_size", None) or config["input_size"][1:]
@@ -156,13 +154,9 @@ def preprocess_for(
     model: nn.Module,  # timm's, torchvision's or any other; also wrapped in DataParallel or compiled
     weights=None,  # the weights enum of a torchvision classifier, such as ResNet50_Weights.DEFAULT
 ) -> Preprocess:
-    """The preprocessing that a model was trained for.
-
-    Read from `weights`, else from the configuration that a timm model carries, else ImageNet's mean and standard deviation
-    and the centre 224 of 256 pixels. A network whose first convolution takes one channel gets a grey picture.
-    """
+    "The preprocessing that a model was trained for: its weights' or its own; ImageNet's where neither says."
     if not isinstance(model, nn.Module):
-        raise TypeError(f"model is a {type(model).__name__}; pass a torch.nn.Module")
+        raise TypeError(f"model: got a {type(model).__name__}; pass a torch.nn.Module")
     if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         model = model.module
     model = getattr(model, "_orig_mod", model)  # torch.compile's wrapper
@@ -181,10 +175,10 @@ def preprocess_for(
 
 # %% ../../nbs/imaging/preprocess.ipynb #27
 def preprocess_image(
-    img: np.ndarray,  # H x W x C, floats in [0, 1] or uint8
-    mean: list = (0.5, 0.5, 0.5),  # of each channel
-    std: list = (0.5, 0.5, 0.5),  # of each channel
-) -> Tensor:  # 1 x C x H x W
+    img: np.ndarray,  # `H × W × C`, floats in [0, 1] or uint8
+    mean: Sequence[float] = (0.5, 0.5, 0.5),  # of each channel
+    std: Sequence[float] = (0.5, 0.5, 0.5),  # of each channel
+) -> Tensor:  # `1 × C × H × W`
     "The array as a normalised tensor of the same size, as in pytorch-grad-cam."
     from torchvision.transforms import functional as F
 
@@ -192,7 +186,7 @@ def preprocess_image(
 
 # %% ../../nbs/imaging/preprocess.ipynb #28
 def deprocess_image(
-    img: np.ndarray,  # of any shape and scale, such as gradients H x W x 3
+    img: np.ndarray,  # of any shape and scale, such as gradients `H × W × 3`
 ) -> np.ndarray:  # uint8, same shape
     "Any numbers as a picture, as in pytorch-grad-cam: centred on middle grey, standard deviation a tenth."
     img = img - np.mean(img)

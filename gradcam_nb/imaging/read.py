@@ -20,7 +20,7 @@ def _upright_rgb(image):
     if image.mode.startswith("I"):
         levels = np.asarray(image).astype(np.float64)
         if levels.min() < 0 or levels.max() > 65535:
-            raise ValueError(f"source holds integers from {levels.min():g} to {levels.max():g}; pass 0 to 65535")
+            raise ValueError(f"source: got integers from {levels.min():g} to {levels.max():g}; pass 0 to 65535")
         return Image.fromarray((levels / 257).round().astype(np.uint8)).convert("RGB")
     if image.mode == "F":
         return _from_array(np.asarray(image))
@@ -31,43 +31,48 @@ def _upright_rgb(image):
 
 # %% ../../nbs/imaging/read.ipynb #07
 def _from_array(array):
-    "An RGB image from numbers: H x W or H x W x (1, 3 or 4)."
+    "An RGB image from numbers: `H × W`, or `H × W × C` of 1, 3 or 4 channels."
     if array.size == 0:
-        raise ValueError(f"source is empty: its shape is {tuple(array.shape)}; pass a picture with pixels")
+        raise ValueError(f"source: got shape {tuple(array.shape)}, which is empty; pass a picture with pixels")
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
         raise ValueError(
-            f"source is an array of shape {tuple(array.shape)}; pass height x width or height x width x 1, 3 or 4"
+            f"source: got an array of shape {tuple(array.shape)}; pass height × width or height × width × 1, 3 or 4"
             " (an array has its channels last, a tensor first)"
         )
     if array.dtype.kind == "f":
         if not np.isfinite(array).all():
-            raise ValueError("source contains NaN or infinite values; pass floats in [0, 1]")
+            raise ValueError("source: got NaN or infinite values; pass floats in [0, 1]")
         low, high = float(array.min()), float(array.max())
         if low < -1e-3 or high > 1 + 1e-3:
-            raise ValueError(f"source holds floats from {low:.4g} to {high:.4g}; pass floats in [0, 1], or uint8")
+            raise ValueError(f"source: got floats from {low:.4g} to {high:.4g}; pass floats in [0, 1], or uint8")
         array = (array.astype(np.float64).clip(0, 1) * 255).round().astype(np.uint8)
     elif array.dtype != np.uint8:
-        raise TypeError(f"source has the type {array.dtype}; pass uint8, or floats in [0, 1]")
-    return _upright_rgb(Image.fromarray(array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array))
+        raise TypeError(f"source: got numbers of type {array.dtype}; pass uint8, or floats in [0, 1]")
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[..., 0]
+    return _upright_rgb(Image.fromarray(array))
 
 # %% ../../nbs/imaging/read.ipynb #08
 def _from_tensor(tensor):
-    "An RGB image from a tensor: H x W, (1, 3 or 4) x H x W, or a batch of one."
+    "An RGB image from a tensor: `H × W`, `C × H × W` of 1, 3 or 4 channels, or a batch of one."
     shape = tuple(tensor.shape)
     if tensor.ndim == 4:
         if len(tensor) != 1:
-            raise ValueError(f"source is a batch of shape {shape}; pass one picture, such as source[0]")
+            raise ValueError(f"source: got a batch of shape {shape}; pass one picture, such as source[0]")
         tensor = tensor[0]
     if tensor.ndim not in (2, 3) or (tensor.ndim == 3 and tensor.shape[0] not in (1, 3, 4)):
         raise ValueError(
-            f"source is a tensor of shape {shape}; pass height x width or 1, 3 or 4 x height x width"
+            f"source: got a tensor of shape {shape}; pass height × width or 1, 3 or 4 × height × width"
             " (a tensor has its channels first: source.permute(2, 0, 1) moves them)"
         )
     if tensor.dtype != torch.uint8 and not tensor.is_floating_point():
-        raise TypeError(f"source has the type {tensor.dtype}; pass torch.uint8, or floats in [0, 1]")
+        raise TypeError(f"source: got numbers of type {tensor.dtype}; pass torch.uint8, or floats in [0, 1]")
     tensor = tensor.detach().cpu()
-    tensor = tensor if tensor.dtype == torch.uint8 else tensor.float()
-    return _from_array((tensor.permute(1, 2, 0) if tensor.ndim == 3 else tensor).numpy())
+    if tensor.dtype != torch.uint8:
+        tensor = tensor.float()
+    if tensor.ndim == 3:
+        tensor = tensor.permute(1, 2, 0)
+    return _from_array(tensor.numpy())
 
 # %% ../../nbs/imaging/read.ipynb #10
 def _from_file(file, name):
@@ -78,30 +83,29 @@ def _from_file(file, name):
             return _upright_rgb(image)
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, zlib.error and more
         reason = "it is none of the kinds that Pillow reads" if isinstance(error, Image.UnidentifiedImageError) else error
-        raise ValueError(f"source {name} is no readable picture: {reason}") from error
+        raise ValueError(f"source: {name} is no readable picture ({reason}); pass a picture that Pillow opens") from error
 
 # %% ../../nbs/imaging/read.ipynb #12
 def read_image(
-    source,  # path, bytes, open binary file, PIL image, array (H x W or H x W x 1, 3, 4) or tensor (H x W, C x H x W, 1 x C x H x W)
+    source,  # a path, bytes, an open file, a PIL image, an array `H × W` or `H × W × C`, a tensor `H × W`, `C × H × W` or `1 × C × H × W`
 ) -> Image.Image:  # upright RGB picture; never the same object as the source
-    """An upright 8-bit RGB picture from any source.
+    """An upright 8-bit RGB picture from any source. Floats lie in [0, 1], integers are uint8; transparent parts become white.
 
-    Floats lie in [0, 1], integers are uint8. Transparent parts become white.
-    Raises ValueError for what is missing, broken, empty, misshapen or out of range, TypeError for what is no picture at all.
+    Raises `ValueError` for what is missing, broken, empty, misshapen or out of range, `TypeError` for what is no picture at all.
     """
     if isinstance(source, Image.Image):
         if 0 in source.size:
-            raise ValueError(f"source is empty: its size is {source.size}; pass a picture with pixels")
+            raise ValueError(f"source: got size {source.size}, which is empty; pass a picture with pixels")
         return _upright_rgb(source)
     if isinstance(source, (str, Path)):
         path = Path(source)
         if path.is_dir():
-            raise ValueError(f"source {str(source)!r} is a folder; pass the path of one picture")
+            raise ValueError(f"source: {str(source)!r} is a folder; pass the path of one picture")
         if not path.is_file():
-            raise ValueError(f"source {str(source)!r} does not exist; pass the path of a picture")
+            raise ValueError(f"source: {str(source)!r} does not exist; pass the path of a picture")
         return _from_file(path, repr(str(source)))
     if isinstance(source, (bytes, bytearray, memoryview)):
-        return _from_file(BytesIO(source), f"of {len(source)} bytes")
+        return _from_file(BytesIO(source), f"what {len(source)} bytes hold")
     if isinstance(source, torch.Tensor):
         return _from_tensor(source)
     if isinstance(source, np.ndarray):
@@ -109,6 +113,6 @@ def read_image(
     if hasattr(source, "read"):
         content = source.read()
         if not isinstance(content, bytes):
-            raise TypeError("source is a file opened as text; open it with mode 'rb'")
-        return _from_file(BytesIO(content), "(an open file)")
-    raise TypeError(f"source is a {type(source).__name__}; pass a path, bytes, an open file, a PIL image, a numpy array or a tensor")
+            raise TypeError("source: got a file opened as text; pass one opened with mode 'rb'")
+        return _from_file(BytesIO(content), "an open file")
+    raise TypeError(f"source: got a {type(source).__name__}; pass a path, bytes, an open file, a PIL image, a numpy array or a tensor")

@@ -11,19 +11,19 @@ from torch import Tensor
 
 # %% ../../nbs/imaging/regions.ipynb #05
 def _maps(heat_map):
-    "The maps as B x H x W float32, finite and not negative, on their device."
+    "The maps as `B × H × W`, float32, finite and not negative, on their device."
     if not isinstance(heat_map, Tensor):
-        raise TypeError(f"heat_map is a {type(heat_map).__name__}; pass a tensor of height x width, or a batch of them")
+        raise TypeError(f"heat_map: got a {type(heat_map).__name__}; pass a tensor of height × width, or a batch of them")
     if heat_map.ndim not in (2, 3) or heat_map.numel() == 0:
-        raise ValueError(f"heat_map has the shape {tuple(heat_map.shape)}; pass height x width or batch x height x width")
+        raise ValueError(f"heat_map: got shape {tuple(heat_map.shape)}; pass height × width or batch × height × width")
     maps = heat_map.detach().float()
     if not torch.isfinite(maps).all() or maps.min() < 0:
-        raise ValueError("heat_map contains NaN, infinite or negative values; pass the positive part, heat_map.clamp(min=0)")
+        raise ValueError("heat_map: got NaN, infinite or negative values; pass the positive part, heat_map.clamp(min=0)")
     return maps if maps.ndim == 3 else maps[None]
 
 # %% ../../nbs/imaging/regions.ipynb #07
 def _otsu(maps, peak):
-    "Each map's threshold by Otsu's method: B x 1 x 1."
+    "Each map's threshold by Otsu's method: `B × 1 × 1`."
     import cv2
 
     levels = (maps / peak.clamp(min=torch.finfo(maps.dtype).tiny) * 255).round().byte().cpu().numpy()
@@ -33,20 +33,17 @@ def _otsu(maps, peak):
 
 # %% ../../nbs/imaging/regions.ipynb #08
 def to_mask(
-    heat_map: Tensor,  # H x W or B x H x W, not negative, any device
+    heat_map: Tensor,  # `H × W` or `B × H × W`, not negative, any device
     threshold: float = 0.5,  # share of each map's own maximum
     *,
-    method: str = "share",  # 'share', or 'otsu', which chooses the threshold itself
+    method: str = "share",  # "share", or "otsu", which chooses the threshold itself
 ) -> Tensor:  # bool, of the map's shape and on its device
-    """Where each map is strong. A map of zeros gives an empty mask.
-
-    Otsu: Otsu 1979, A threshold selection method from gray-level histograms.
-    """
+    "Where each map is strong. A map of zeros gives an empty mask."
     maps = _maps(heat_map)
     if not 0 <= threshold <= 1:
-        raise ValueError(f"threshold is {threshold}; pass a share of the maximum from 0 to 1")
+        raise ValueError(f"threshold: got {threshold}; pass a share of the maximum from 0 to 1")
     if method not in ("share", "otsu"):
-        raise ValueError(f"method is {method!r}; pass 'share' or 'otsu'")
+        raise ValueError(f"method: got {method!r}; pass 'share' or 'otsu'")
     peak = maps.amax((1, 2), keepdim=True)
     level = threshold * peak if method == "share" else _otsu(maps, peak)
     return ((maps >= level) & (maps > 0)).view(heat_map.shape)
@@ -67,15 +64,15 @@ def _boxes(plane, mask, min_area):
 
 # %% ../../nbs/imaging/regions.ipynb #11
 def to_boxes(
-    heat_map: Tensor,  # H x W or B x H x W, not negative, any device
+    heat_map: Tensor,  # `H × W` or `B × H × W`, not negative, any device
     threshold: float = 0.5,  # share of each map's own maximum
     *,
     min_area: float = 0.0,  # smallest piece that counts, as a share of the map's area
-    method: str = "share",  # 'share' or 'otsu', as in `to_mask`
-):  # long tensor n x 4 (x0, y0, x1, y1: pixel edges of the map), strongest first; a list of them for a batch
-    "A box around each connected piece of the mask. A map of zeros has none: 0 x 4."
+    method: str = "share",  # "share" or "otsu", as in `to_mask`
+):  # `n × 4`, int64 (x0, y0, x1, y1: pixel edges of the map), strongest first; a list of them for a batch
+    "A box around each connected piece of the mask. A map of zeros has none: `0 × 4`."
     if not 0 <= min_area <= 1:
-        raise ValueError(f"min_area is {min_area}; pass a share of the map's area from 0 to 1")
+        raise ValueError(f"min_area: got {min_area}; pass a share of the map's area from 0 to 1")
     masks = to_mask(heat_map, threshold, method=method).view(-1, *heat_map.shape[-2:])
     boxes = [_boxes(plane, mask, min_area) for plane, mask in zip(_maps(heat_map), masks)]
     return boxes if heat_map.ndim == 3 else boxes[0]

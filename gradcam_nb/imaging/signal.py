@@ -18,8 +18,8 @@ def signal_figure(
     heat_map: Tensor,  # `L` in [0, 1]
     title: str = "",
     *,
-    names: list = None,  # of the channels
-    rate: float = None,  # samples a second; left out: the axis counts samples
+    names: list | None = None,  # of the channels
+    rate: float | None = None,  # samples a second; left out: the axis counts samples
     colormap: str = "turbo",  # a matplotlib name
     size: float = 6.0,  # width, in inches
 ):  # a matplotlib figure: to show, or to save with figure.savefig(path)
@@ -32,14 +32,14 @@ def signal_figure(
     heat = torch.as_tensor(heat_map)
     if curves.ndim != 2 or tuple(heat.shape) != tuple(curves.shape[1:]):
         raise ValueError(
-            f"signal: got shape {tuple(curves.shape)} with a heat map of {tuple(heat.shape)}; pass one signal C × L, such as batch[0], and its map of L"
+            f"signal: got shape {tuple(curves.shape)} with a heat map of {tuple(heat.shape)};"
+            " pass one signal C × L, such as batch[0], and its map of L"
         )
     if names is not None and len(names) != len(curves):
         raise ValueError(f"names: got {len(names)} for {len(curves)} channels; pass one each")
     plane = heat_plane(heat[None])
-    paint = 1 - plane.numpy()[..., None] * (
-        1 - colours_of(plane, colormap)
-    )  # white where the map is zero, so that the curves stay readable
+    # White where the map is zero, so that the curves stay readable.
+    paint = 1 - plane.numpy()[..., None] * (1 - colours_of(plane, colormap))
     length = curves.shape[1] / (rate or 1)
     figure = Figure(figsize=(size, 0.5 + 1.1 * len(curves)), layout="constrained")
     panels = figure.subplots(len(curves), 1, sharex=True, squeeze=False)[:, 0]

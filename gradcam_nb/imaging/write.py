@@ -7,20 +7,19 @@ __all__ = ['write_all']
 
 # %% ../../nbs/imaging/write.ipynb #03
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 # %% ../../nbs/imaging/write.ipynb #06
 def write_all(
-    files: Mapping[
-        Path, Callable
-    ],  # path -> what writes there, called with a path of the same name; all of one folder, made if it is not there
+    files: Mapping,  # path -> a function that writes to a path, called with one of the same name; all of one folder, made if need be
 ) -> list[Path]:  # the paths
     "Write files that belong together: all of them or none; what was there before stays if one fails."
     paths = [Path(path) for path in files]
-    if len({path.parent for path in paths}) != 1:
-        raise ValueError(f"files: got {len({path.parent for path in paths})} folders; pass files of one folder")
+    folders = {path.parent for path in paths}
+    if len(folders) != 1:
+        raise ValueError(f"files: got {len(folders)} folders; pass files of one folder")
     folder = paths[0].parent
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"folder: {str(folder)!r} is a file; pass a folder")

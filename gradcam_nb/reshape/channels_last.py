@@ -14,5 +14,5 @@ def channels_last_reshape_transform(
 ) -> Tensor:  # `B × C × spatial`
     "Channels from the last place to the second."
     if tensor.ndim < 3:
-        raise ValueError(f"reshape_transform: expected B × spatial × C, got shape {tuple(tensor.shape)}")
+        raise ValueError(f"reshape_transform: got shape {tuple(tensor.shape)}; pass B × spatial × C")
     return tensor.movedim(-1, 1)

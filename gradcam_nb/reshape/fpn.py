@@ -19,14 +19,14 @@ def fpn_reshape_transform(
     "A pyramid's levels, resized to the finest and joined along their channels."
     levels = list(levels.values() if isinstance(levels, Mapping) else levels)
     if not levels or not all(isinstance(level, Tensor) and 3 <= level.ndim <= 5 for level in levels):
-        raise ValueError(
-            f"reshape_transform: expected levels of shape B × C × spatial, got {[tuple(getattr(level, 'shape', ())) for level in levels]}"
-        )
+        got = [tuple(getattr(level, "shape", ())) for level in levels]
+        raise ValueError(f"reshape_transform: got levels of shapes {got}; pass some of B × C × spatial")
     size = max((level.shape[2:] for level in levels), key=torch.Size.numel)
     mode = {1: "linear", 2: "bilinear", 3: "trilinear"}[len(size)]
-    return torch.cat(
-        [level if level.shape[2:] == size else F.interpolate(level, size=size, mode=mode, align_corners=False) for level in levels], 1
-    )
+    for i, level in enumerate(levels):
+        if level.shape[2:] != size:
+            levels[i] = F.interpolate(level, size=size, mode=mode, align_corners=False)
+    return torch.cat(levels, 1)
 
 # %% ../../nbs/reshape/fpn.ipynb #11
 def is_pyramid(
@@ -34,7 +34,8 @@ def is_pyramid(
     dimensions: int | None = None,  # how many spatial dimensions the input has; left out: any
 ) -> bool:
     "Whether a layer gave several levels `B × C × spatial` of different sizes."
-    levels = list(output.values()) if isinstance(output, Mapping) else list(output) if isinstance(output, (list, tuple)) else []
+    levels = output.values() if isinstance(output, Mapping) else output
+    levels = list(levels) if isinstance(output, (Mapping, list, tuple)) else []
     if len(levels) < 2 or not all(isinstance(level, Tensor) and 3 <= level.ndim <= 5 for level in levels):
         return False
     if len({(level.ndim, level.shape[0]) for level in levels}) > 1 or dimensions not in (None, levels[0].ndim - 2):

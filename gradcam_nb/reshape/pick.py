@@ -19,6 +19,7 @@ from .volume_tokens import volume_token_grid, volume_tokens_reshape_transform
 
 # %% ../../nbs/reshape/pick.ipynb #07
 def _fits(grid, size):
+    "Whether a grid has the proportions of the input."
     if len(grid) != len(size) or any(not 0 < g <= s for g, s in zip(grid, size)):
         return False
     if len(size) == 1:
@@ -30,20 +31,19 @@ def _fits(grid, size):
 def _tokens(shape, size):
     "The transform for `B × N × C`; None if `N` is no grid."
     if len(size) == 1:
-        return partial(signal_reshape_transform, length=n) if (n := signal_tokens(shape, *size)) else None
-    grid = (token_grid if len(size) == 2 else volume_token_grid)(shape[1], size)
-    if grid is None:
-        return None
-    return (
-        partial(vit_reshape_transform, height=grid[1], width=grid[2])
-        if len(size) == 2
-        else partial(volume_tokens_reshape_transform, grid=grid[1:])
-    )
+        length = signal_tokens(shape, *size)
+        return partial(signal_reshape_transform, length=length) if length else None
+    if len(size) == 2:
+        grid = token_grid(shape[1], size)
+        return partial(vit_reshape_transform, height=grid[1], width=grid[2]) if grid else None
+    grid = volume_token_grid(shape[1], size)
+    return partial(volume_tokens_reshape_transform, grid=grid[1:]) if grid else None
 
 
 def _sequence_first(shape, size, batch):
     "The transform for `N × B × C`; None if it is no such thing."
-    if len(shape) != 3 or len(size) != 2 or shape[0] == shape[1] or shape[1] != (1 if batch is None else batch):
+    pictures = 1 if batch is None else batch
+    if len(shape) != 3 or len(size) != 2 or shape[0] == shape[1] or shape[1] != pictures:
         return None
     grid = token_grid(shape[0], size)
     return partial(sequence_first_reshape_transform, height=grid[1], width=grid[2]) if grid else None
@@ -76,6 +76,10 @@ def pick_reshape(
             return channels_last_reshape_transform
     return None
 
+# %% ../../nbs/reshape/pick.ipynb #87350649
+def _times(numbers):
+    return " × ".join(map(str, numbers))
+
 # %% ../../nbs/reshape/pick.ipynb #13
 def why_no_reshape(
     shape: Sequence[int],  # the shape of a layer's output
@@ -83,17 +87,17 @@ def why_no_reshape(
     batch: int | None = None,  # how many pictures the model was given
 ) -> str:  # for an error message
     "One sentence: which transforms were tried, and why none fits."
-    by, shape, why = lambda numbers: " × ".join(map(str, numbers)), tuple(shape), []
+    shape, why = tuple(shape), []
     if batch is not None and shape[:1] != (batch,):
         why.append(f"its first number is not {batch}, the number of pictures")
         if len(shape) == 3 and shape[1] == batch:
             why.append(f"{shape[0]} tokens (sequence_first_reshape_transform) are no grid of equal patches")
     else:
         if len(shape) == len(size) + 2:
-            why.append(f"neither {by(shape[2:])} (as_it_is) nor {by(shape[1:-1])} (channels_last_reshape_transform) has its proportions")
+            first, last = _times(shape[2:]), _times(shape[1:-1])
+            why.append(f"neither {first} (as_it_is) nor {last} (channels_last_reshape_transform) has its proportions")
         if len(shape) == 3:
-            why.append(
-                f"{shape[1]} tokens ({('signal', 'vit', 'volume_tokens')[len(size) - 1]}_reshape_transform) are no grid of equal patches"
-            )
+            kind = ("signal", "vit", "volume_tokens")[len(size) - 1]
+            why.append(f"{shape[1]} tokens ({kind}_reshape_transform) are no grid of equal patches")
     why = why or [f"as_it_is and channels_last_reshape_transform take {len(size) + 2} numbers, tokens have 3"]
-    return f"shape {shape} has no places on an input of {by(size)}: {', and '.join(why)}"
+    return f"shape {shape} has no places on an input of {_times(size)}: {', and '.join(why)}"

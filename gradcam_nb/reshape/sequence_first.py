@@ -18,5 +18,5 @@ def sequence_first_reshape_transform(
 ) -> Tensor:  # `B × C × height × width`
     "Tokens with the sequence first as a grid, without class, distillation and register tokens."
     if tensor.ndim != 3:
-        raise ValueError(f"reshape_transform: expected tokens of shape N × B × C, got {tuple(tensor.shape)}")
+        raise ValueError(f"reshape_transform: got shape {tuple(tensor.shape)}; pass tokens, N × B × C")
     return vit_reshape_transform(tensor.transpose(0, 1), height, width)

@@ -19,7 +19,7 @@ def signal_reshape_transform(
 ) -> Tensor:  # `B × C × length`
     "The tokens of a signal in a row, without class and register tokens."
     if tensor.ndim != 3:
-        raise ValueError(f"reshape_transform: expected tokens of shape B × N × C, got {tuple(tensor.shape)}")
+        raise ValueError(f"reshape_transform: got shape {tuple(tensor.shape)}; pass tokens, B × N × C")
     n = tensor.shape[1]
     length = n if length is None else length
     if not 0 < length <= n:
@@ -34,5 +34,9 @@ def signal_tokens(
     "Whether a layer of a network for signals gives tokens, and how many."
     _, middle, last = shape
     grid = token_grid(middle, (length,), most=2)
+    if grid is None:
+        return None
+    # Networks have an even number of channels, wide ones a multiple of eight.
     no_channels = middle > 8 and middle % 2 > 0 or middle >= 256 and middle % 8 > 0
-    return grid[1] if grid and (last > length or no_channels and last % 8 == 0 and last != length) else None
+    like_channels = last % 8 == 0 and last != length
+    return grid[1] if last > length or no_channels and like_channels else None

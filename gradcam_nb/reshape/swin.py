@@ -19,10 +19,12 @@ def swin_reshape_transform(
     "A Swin layer's output with its channels in front. Raises `ValueError` for tokens that are no such grid."
     if tensor.ndim == 3:
         n = tensor.shape[1]
-        height, width = height or (n // width if width else isqrt(n)), width or (n // height if height else isqrt(n))
+        if not height and not width:
+            height = width = isqrt(n)
+        height, width = height or n // width, width or n // height
         if height * width != n:
-            raise ValueError(f"reshape_transform: {n} tokens are no grid of {height} × {width}; pass height= and width=")
+            raise ValueError(f"reshape_transform: got {n} tokens, which are no grid of {height} × {width}; pass height= and width=")
         tensor = tensor.unflatten(1, (height, width))
     if tensor.ndim != 4:
-        raise ValueError(f"reshape_transform: expected B × h × w × C or B × N × C, got shape {tuple(tensor.shape)}")
+        raise ValueError(f"reshape_transform: got shape {tuple(tensor.shape)}; pass B × h × w × C or B × N × C")
     return tensor.movedim(-1, 1)

@@ -46,10 +46,11 @@ def vit_reshape_transform(
 ) -> Tensor:  # `B × C × height × width`
     "A transformer's tokens as a grid, without class, distillation and register tokens."
     if tensor.ndim != 3:
-        raise ValueError(f"reshape_transform: expected tokens of shape B × N × C, got {tuple(tensor.shape)}")
+        raise ValueError(f"reshape_transform: got shape {tuple(tensor.shape)}; pass tokens, B × N × C")
     tokens = tensor.shape[1]
-    height = height or width or next((isqrt(n) for n in range(tokens, max(tokens - 17, 0), -1) if isqrt(n) ** 2 == n), 0)
+    squares = (isqrt(n) for n in range(tokens, max(tokens - 17, 0), -1) if isqrt(n) ** 2 == n)
+    height = height or width or next(squares, 0)
     width = width or height
     if not 0 < height * width <= tokens:
-        raise ValueError(f"reshape_transform: {tokens} tokens are no grid of {height} × {width}; pass height= and width=")
+        raise ValueError(f"reshape_transform: got {tokens} tokens, which are no grid of {height} × {width}; pass height= and width=")
     return tensor[:, tokens - height * width :].unflatten(1, (height, width)).movedim(-1, 1)

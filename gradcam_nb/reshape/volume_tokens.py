@@ -21,10 +21,11 @@ def volume_tokens_reshape_transform(
     "The tokens of a video or volume as a grid, without class and register tokens."
     grid = tuple(grid)
     if tensor.ndim != 3:
-        raise ValueError(f"reshape_transform: expected tokens of shape B × N × C, got {tuple(tensor.shape)}")
+        raise ValueError(f"reshape_transform: got shape {tuple(tensor.shape)}; pass tokens, B × N × C")
     if not 0 < prod(grid) <= tensor.shape[1]:
+        numbers = " × ".join(map(str, grid))
         raise ValueError(
-            f"grid: {tensor.shape[1]} tokens are no grid of {' × '.join(map(str, grid))}; pass the numbers of tokens in depth, height and width"
+            f"grid: got {tensor.shape[1]} tokens, which are no grid of {numbers}; pass the numbers of tokens in depth, height and width"
         )
     return tensor[:, tensor.shape[1] - prod(grid) :].unflatten(1, grid).movedim(-1, 1)
 
@@ -42,5 +43,6 @@ def volume_token_grid(
             for t in {depth // frames, -(-depth // frames)}:
                 prefix = tokens - t * h * w
                 if t and t * h * w > 1 and 0 <= prefix <= most:
-                    fits.append((prefix + 4 * (not divides or depth % frames > 0), volume and frames != s, frames, prefix, t, h, w))
+                    cost = prefix + 4 * (not divides or depth % frames > 0)
+                    fits.append((cost, volume and frames != s, frames, prefix, t, h, w))
     return min(fits)[3:] if fits else None

@@ -22,7 +22,7 @@ MODELS = {
 
 # %% ../../nbs/samples/networks.ipynb #08
 def _convs(inputs: int, outputs: int, repeat: int = 2, stride: int = 1) -> nn.Sequential:
-    """3×3 convolutions, each with batch norm and ReLU."""
+    "3 × 3 convolutions, each with batch norm and ReLU."
     layers = []
     for i in range(repeat):
         layers += [nn.Conv2d(outputs if i else inputs, outputs, 3, stride, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
@@ -30,7 +30,7 @@ def _convs(inputs: int, outputs: int, repeat: int = 2, stride: int = 1) -> nn.Se
 
 # %% ../../nbs/samples/networks.ipynb #09
 class UNet(nn.Module):
-    """A small U-Net for segmentation."""
+    "A small U-Net for segmentation."
 
     def __init__(
         self,
@@ -48,9 +48,9 @@ class UNet(nn.Module):
 
     def forward(
         self,
-        x: Tensor,  # B×3×H×W, height and width multiples of 8
-    ) -> Tensor:  # B×num_classes×H×W, scores before the softmax
-        """Scores of every class at every pixel."""
+        x: Tensor,  # `B × 3 × H × W`, height and width multiples of 8
+    ) -> Tensor:  # `B × num_classes × H × W`, scores before the softmax
+        "Scores of every class at every pixel."
         skips = []
         for stage in self.encoder:
             x = stage(self.pool(x) if skips else x)
@@ -61,14 +61,15 @@ class UNet(nn.Module):
 
 # %% ../../nbs/samples/networks.ipynb #10
 def _check(name: str) -> None:
+    "Refuse a name that is none of ours."
     if name not in MODELS:
-        raise ValueError(f"name is {name!r}: pass one of {', '.join(MODELS)}")
+        raise ValueError(f"name: got {name!r}; pass one of {', '.join(MODELS)}")
 
 # %% ../../nbs/samples/networks.ipynb #11
 def build(
-    name: str,  # one of MODELS
+    name: str,  # one of `MODELS`
 ) -> nn.Module:  # untrained
-    """A network as it was before training; another name is a `ValueError`."""
+    "A network as it was before training. Raises `ValueError` for another name."
     _check(name)
     if name == "scenes-unet":
         return UNet()
@@ -90,9 +91,9 @@ def build(
 
 # %% ../../nbs/samples/networks.ipynb #13
 def load(
-    name: str,  # one of MODELS
+    name: str,  # one of `MODELS`
 ) -> nn.Module:  # trained, in eval mode, float32; with `classes`, `multi_label` and `pretrained_cfg`
-    """A network with the weights of this package; another name is a `ValueError`."""
+    "A network with the weights of this package. Raises `ValueError` for another name."
     from safetensors.torch import load_file
 
     model = build(name)

@@ -13,11 +13,12 @@ from torch import Tensor
 def strength(
     features: Tensor,  # `B × C × spatial`
 ) -> Tensor:  # `B × spatial`
-    "How strong each place is: of a picture whose features are nowhere negative, their magnitude; of any other, the distance from its mean place."
+    "How strong each place is: the features' magnitude where none is negative, else their distance from the picture's mean place."
     features = features.float()
     rows = features.flatten(2)
     signed = (rows.flatten(1).amin(1) < 0)[:, None, None]
-    return torch.where(signed, rows - rows.mean(2, keepdim=True), rows).norm(dim=1).unflatten(1, features.shape[2:])
+    rows = torch.where(signed, rows - rows.mean(2, keepdim=True), rows)
+    return rows.norm(dim=1).unflatten(1, features.shape[2:])
 
 
 def first_component(
@@ -33,7 +34,8 @@ def first_component(
             values, vectors = torch.linalg.eigh(rows @ rows.mT)
             flat = vectors[..., -1] * values[:, -1:].clamp(min=0).sqrt()
         else:
-            flat = (rows @ torch.linalg.eigh(rows.mT @ rows)[1][..., -1:])[..., 0]
+            _, vectors = torch.linalg.eigh(rows.mT @ rows)
+            flat = (rows @ vectors[..., -1:])[..., 0]
     like = (strength(features) if like is None else like).flatten(1)
     agreement = (flat * (like - like.mean(1, keepdim=True))).sum(1, keepdim=True)
     return (flat * torch.where(agreement < 0, -1, 1)).unflatten(1, size)

@@ -7,10 +7,18 @@ __all__ = ['noisy']
 
 # %% ../../nbs/smoothing/noise.ipynb #04
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
 from .augment import as_it_was
+
+# %% ../../nbs/smoothing/noise.ipynb #03861415
+def _with_noise(seed, sigma, x):
+    # Drawn on the CPU, so that the noise does not depend on the device.
+    noise = torch.randn(x.shape[1:], generator=torch.Generator().manual_seed(seed)).to(x)
+    span = (x.flatten(1).amax(1) - x.flatten(1).amin(1)).reshape(-1, *[1] * (x.ndim - 1))
+    return x + sigma * span * noise
 
 # %% ../../nbs/smoothing/noise.ipynb #06
 def noisy(
@@ -20,12 +28,5 @@ def noisy(
 ) -> list[tuple[Callable, Callable]]:  # views: (change of the input, undoing it on the map)
     "Views of a picture under Gaussian noise. Smilkov et al., *SmoothGrad*, 2017, [arXiv 1706.03825](https://arxiv.org/abs/1706.03825)."
     if n < 1 or sigma <= 0:
-        raise ValueError(f"noisy: got n={n}, sigma={sigma}; pass at least one copy and a positive sigma")
-
-    def change(number, x):
-        # Drawn on the CPU, so that the noise does not depend on the device.
-        noise = torch.randn(x.shape[1:], generator=torch.Generator().manual_seed(seed + number)).to(x)
-        span = (x.flatten(1).amax(1) - x.flatten(1).amin(1)).reshape(-1, *[1] * (x.ndim - 1))
-        return x + sigma * span * noise
-
-    return [(lambda x, number=number: change(number, x), as_it_was) for number in range(n)]
+        raise ValueError(f"n, sigma: got {n} and {sigma}; pass at least one copy and a positive sigma")
+    return [(partial(_with_noise, seed + number, sigma), as_it_was) for number in range(n)]

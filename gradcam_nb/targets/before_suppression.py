@@ -47,7 +47,8 @@ class BeforeSuppression(nn.Module):
         super().__init__()
         if not isinstance(detector, (detection.FasterRCNN, detection.RetinaNet, detection.FCOS, detection.ssd.SSD)):
             raise TypeError(
-                f"detector: got {type(detector).__name__}; pass torchvision's Faster R-CNN, Mask R-CNN, Keypoint R-CNN, RetinaNet, SSD or FCOS, or give BoxTarget a function `candidates` for this model's output"
+                f"detector: got {type(detector).__name__}; pass torchvision's Faster R-CNN, Mask R-CNN, Keypoint R-CNN, RetinaNet,"
+                " SSD or FCOS, or give BoxTarget a function `candidates` for this model's output"
             )
         self.detector, self.training = detector, detector.training
         self.softmax = isinstance(detector, (detection.FasterRCNN, detection.ssd.SSD))
@@ -59,12 +60,13 @@ class BeforeSuppression(nn.Module):
         "The candidates of each picture."
         detector = self.detector
         if detector.training:
-            raise ValueError("detector: is in training mode, in which it has no detections; call its eval() first")
+            raise ValueError("detector: got one in training mode, in which it finds nothing; call its eval() first")
         batch, _ = detector.transform(images)
         features = detector.backbone(batch.tensors)
         if isinstance(features, Tensor):
             features = OrderedDict([("0", features)])
-        found = (_two_stages if hasattr(detector, "roi_heads") else _one_stage)(detector, batch, features)
+        considered = _two_stages if hasattr(detector, "roi_heads") else _one_stage
+        found = considered(detector, batch, features)
         return [self._candidates(*one, seen, image.shape[-2:]) for one, seen, image in zip(found, batch.image_sizes, images)]
 
     def _candidates(self, boxes, logits, objectness, seen, size):

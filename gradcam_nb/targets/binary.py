@@ -31,7 +31,8 @@ class BinaryClassifierOutputTarget:
         score = picture_scores(output)
         if score.numel() != 1:
             raise ValueError(
-                f"target: the model gives {score.numel()} numbers for a picture, and a binary score is one; pass ClassifierOutputTarget({self.category})"
+                f"target: got {score.numel()} numbers for a picture, and a binary score is one;"
+                f" pass ClassifierOutputTarget({self.category})"
             )
         return score.reshape(()) if self.category else -score.reshape(())
 

@@ -22,7 +22,8 @@ def _parts(found):
     "Boxes, class scores, class logits (the scores again where there are none), objectness (or None)."
     if not isinstance(found, Mapping) or not {"boxes", "class_scores"} <= found.keys():
         raise TypeError(
-            f"target: this model's output for a picture is no dict with boxes and class_scores (it is {type(found).__name__}); pass candidates, a function that makes one of it, or put a torchvision detector into BeforeSuppression"
+            f"target: got {type(found).__name__} for a picture and no dict with boxes and class_scores; pass candidates, a function"
+            " that makes one of it, or put a torchvision detector into BeforeSuppression"
         )
     boxes, scores, objectness = found["boxes"], found["class_scores"], found.get("objectness")
     logits = found.get("class_logits", scores)
@@ -34,15 +35,15 @@ def _parts(found):
 class BoxTarget:
     """A detector's own number for the candidate that best stands for a box, before any suppression.
 
-    Which candidate: the largest overlap (IoU) times score, chosen without gradient.
-    Raises `ValueError` where no candidate overlaps the box.
+    Which candidate: the largest overlap (IoU) times score, chosen without gradient. "score" is class score times objectness,
+    "coordinates" the sum of the edges. Raises `ValueError` where no candidate overlaps the box.
     """
 
     def __init__(
         self,
         box,  # left, top, right, bottom, in the pixels of the candidates' boxes
         label: int | None = None,  # its class; left out: the best of any
-        what: str = "class",  # "class" score, "objectness", "score" (their product), "coordinates" (the sum of the edges), or one edge: "left", "top", "right", "bottom"
+        what: str = "class",  # "class", "objectness", "score", "coordinates", or an edge: "left", "top", "right", "bottom"
         candidates=None,  # a function: one picture's output -> a dict of candidates; left out: the output is one
     ):
         self.box = torch.as_tensor(box, dtype=torch.float32).detach()
@@ -54,18 +55,19 @@ class BoxTarget:
 
     def __call__(
         self,
-        output,  # one picture's `boxes` (`N × 4` or `N × K × 4`), `class_scores` (`N × K`: probabilities, or logits), and what there is of `class_logits`, `objectness` (`N`)
+        output,  # one picture's candidates, a dict, or what `candidates` makes it of
     ) -> Tensor:  # a number
         boxes, scores, logits, objectness = _parts(self.candidates(output) if self.candidates else output)
         if objectness is None and self.what == "objectness":
-            raise ValueError("what: these candidates have no objectness; ask for 'class' or 'score'")
-        n, label = self._best(boxes.detach(), scores.detach() if objectness is None else (scores * objectness[:, None]).detach())
+            raise ValueError("what: got 'objectness' for candidates that have none; pass 'class' or 'score'")
+        ranks = scores if objectness is None else scores * objectness[:, None]
+        n, label = self._best(boxes.detach(), ranks.detach())
         if self.what == "class":
             return logits[n, label]
         if self.what == "objectness":
             return objectness[n]
         if self.what == "score":
-            return scores[n, label] if objectness is None else scores[n, label] * objectness[n]
+            return ranks[n, label]
         edges = boxes[n] if boxes.ndim == 2 else boxes[n, label]
         return edges.sum() if self.what == "coordinates" else edges[_EDGES.index(self.what)]
 
@@ -75,14 +77,16 @@ class BoxTarget:
 
         classes = scores.shape[-1]
         if self.label is not None and not 0 <= self.label < classes:
-            raise ValueError(f"target: class {self.label} of a detector with {classes} classes; pass 0 to {classes - 1}")
+            raise ValueError(f"target: got class {self.label} of a detector with {classes} classes; pass 0 to {classes - 1}")
         if self.label is not None:
-            scores, boxes = scores[:, [self.label]], boxes if boxes.ndim == 2 else boxes[:, [self.label]]
+            scores = scores[:, [self.label]]
+            boxes = boxes if boxes.ndim == 2 else boxes[:, [self.label]]
         overlap = box_iou(self.box[None].to(boxes), boxes.reshape(-1, 4)).reshape(len(boxes), -1)
         match = overlap * scores
         if not match.numel() or not match.max() > 0:
             raise ValueError(
-                f"target: none of the {len(boxes)} candidates overlaps the box {self.place()}; pass a box in the pixels that the model's boxes have"
+                f"target: none of the {len(boxes)} candidates overlaps the box {self.place()};"
+                " pass a box in the pixels that the model's boxes have"
             )
         n, label = divmod(int(match.argmax()), match.shape[1])
         return n, label if self.label is None else self.label
@@ -99,6 +103,7 @@ class BoxTarget:
         return cls(one.box, one.label, **how)
 
     def place(self):
+        "The box in round numbers, to be told of."
         return [round(edge, 1) for edge in self.box.tolist()]
 
     def __repr__(self):

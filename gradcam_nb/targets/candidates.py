@@ -42,6 +42,11 @@ def yolov8_candidates(
     columns = _table(output, 0, "(4 + classes) × N: centre x, y, width, height, classes")
     return dict(boxes=_corners(columns[:4].T), class_scores=columns[4:].T)
 
+# %% ../../nbs/targets/candidates.ipynb #d69109bb
+def _field(output, name):
+    "What a dict or an object holds under a name; None where it has no such thing."
+    return output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
+
 # %% ../../nbs/targets/candidates.ipynb #11
 def detr_candidates(
     output,  # one picture's `logits` or `pred_logits` (`N × K`) and `pred_boxes` (`N × 4`): a dict, or an object with these names
@@ -49,10 +54,9 @@ def detr_candidates(
     no_object: bool = True,  # whether the last class is "no object" (DETR), or each class has its own sigmoid (Deformable DETR, RT-DETR)
 ) -> dict:  # `boxes`, `class_scores`, `class_logits`
     "The candidates of a DETR and its descendants."
-    part = output.get if isinstance(output, Mapping) else lambda name: getattr(output, name, None)
-    logits, boxes = part("logits"), part("pred_boxes")
+    logits, boxes = _field(output, "logits"), _field(output, "pred_boxes")
     if logits is None:
-        logits = part("pred_logits")
+        logits = _field(output, "pred_logits")
     if logits is None or boxes is None:
         raise ValueError(f"candidates: got {type(output).__name__} without logits and pred_boxes; pass DETR's output for a picture")
     boxes = _corners(boxes)

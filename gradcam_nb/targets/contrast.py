@@ -24,18 +24,21 @@ class ContrastTarget:
         category: int,  # index of the class
         other: int | Sequence[int],  # the class to compare with, or several
     ):
-        self.category, self.others = int(category), [int(c) for c in (other if hasattr(other, "__iter__") else [other])]
+        others = other if hasattr(other, "__iter__") else [other]
+        self.category, self.others = int(category), [int(c) for c in others]
         if not self.others:
             raise ValueError("other: got no class; pass the class to compare with, or several")
         if self.category in self.others:
-            raise ValueError(f"other: class {self.category} cannot be compared with itself; pass another class")
+            raise ValueError(f"other: got class {self.category}, which cannot be compared with itself; pass another class")
 
     def __call__(
         self,
         output: Any,  # one picture's class scores, `K`, `… × K`, or what holds them
     ) -> Tensor:  # the difference of scores
         output = picture_scores(output)
-        return ClassifierOutputTarget(self.category)(output) - torch.stack([ClassifierOutputTarget(c)(output) for c in self.others]).mean(0)
+        others = torch.stack([ClassifierOutputTarget(c)(output) for c in self.others])
+        return ClassifierOutputTarget(self.category)(output) - others.mean(0)
 
     def __repr__(self):
-        return f"ContrastTarget({self.category}, {self.others[0] if len(self.others) == 1 else self.others})"
+        others = self.others[0] if len(self.others) == 1 else self.others
+        return f"ContrastTarget({self.category}, {others})"

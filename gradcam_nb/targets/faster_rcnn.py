@@ -27,9 +27,8 @@ class FasterRCNNBoxScoreTarget:
         self.labels, self.iou_threshold = [int(label) for label in labels], iou_threshold
         self.bounding_boxes = torch.as_tensor(bounding_boxes).detach()
         if self.bounding_boxes.ndim != 2 or self.bounding_boxes.shape[1] != 4:
-            raise ValueError(
-                f"bounding_boxes: got shape {tuple(self.bounding_boxes.shape)}; pass n × 4: left, top, right, bottom of each box"
-            )
+            got = tuple(self.bounding_boxes.shape)
+            raise ValueError(f"bounding_boxes: got shape {got}; pass n × 4: left, top, right, bottom of each box")
         if len(self.labels) != len(self.bounding_boxes):
             raise ValueError(f"labels: got {len(self.labels)} for {len(self.bounding_boxes)} boxes; pass one for each")
 
@@ -40,9 +39,8 @@ class FasterRCNNBoxScoreTarget:
         from torchvision.ops import box_iou
 
         if not isinstance(output, Mapping) or "boxes" not in output:
-            raise TypeError(
-                f"target: this model's output for a picture is no dict with boxes (it is {type(output).__name__}); for a detector's raw output take BoxTarget"
-            )
+            got = type(output).__name__
+            raise TypeError(f"target: got {got} for a picture and no dict with boxes; pass a detector, or BoxTarget for its raw output")
         boxes = output["boxes"]
         if not len(boxes):
             return boxes.new_zeros(())
@@ -51,4 +49,5 @@ class FasterRCNNBoxScoreTarget:
         return (overlap + output["scores"][match])[counts].sum()
 
     def __repr__(self):
-        return f"FasterRCNNBoxScoreTarget({self.labels}, {[[round(edge, 1) for edge in box] for box in self.bounding_boxes.tolist()]})"
+        boxes = [[round(edge, 1) for edge in box] for box in self.bounding_boxes.tolist()]
+        return f"FasterRCNNBoxScoreTarget({self.labels}, {boxes})"

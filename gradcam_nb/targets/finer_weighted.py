@@ -31,7 +31,8 @@ class FinerWeightedTarget:
     ):
         if not hasattr(comparison_categories, "__iter__"):
             raise TypeError(f"comparison_categories: got {comparison_categories!r}; pass a list of class indices")
-        self.main_category, self.comparison_categories, self.alpha = int(main_category), [int(c) for c in comparison_categories], alpha
+        self.main_category, self.alpha = int(main_category), alpha
+        self.comparison_categories = [int(c) for c in comparison_categories]
         if not self.comparison_categories:
             raise ValueError("comparison_categories: got none; pass at least one class index")
 
@@ -41,11 +42,13 @@ class FinerWeightedTarget:
     ) -> Tensor:  # the weighed difference, float32 at least
         output = picture_scores(output)
         output = output.to(torch.promote_types(output.dtype, torch.float32))
-        p = output.softmax(-1)
-        weights, others = (torch.stack([ClassifierOutputTarget(c)(t) for c in self.comparison_categories], -1) for t in (p, output))
-        return (weights * (ClassifierOutputTarget(self.main_category)(output)[..., None] - self.alpha * others)).sum(-1) / (
-            weights.sum(-1) + 1e-9
-        )
+        own = ClassifierOutputTarget(self.main_category)(output)[..., None]
+        weights, others = self._compared(output.softmax(-1)), self._compared(output)
+        return (weights * (own - self.alpha * others)).sum(-1) / (weights.sum(-1) + 1e-9)
+
+    def _compared(self, scores):
+        "What the classes to compare with have, `… × D`."
+        return torch.stack([ClassifierOutputTarget(c)(scores) for c in self.comparison_categories], -1)
 
     def __repr__(self):
         return f"FinerWeightedTarget({self.main_category}, {self.comparison_categories}, {self.alpha})"

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .similarity import SimilarityTarget, embedding_of
+from .similarity import SimilarityTarget
 
 # %% ../../nbs/targets/image_text.ipynb #09
 def _encoded(model, texts):
@@ -42,7 +42,7 @@ class ImageTextClassifier(nn.Module):
 
     def __init__(
         self,
-        model: nn.Module,  # with `get_image_features` and `get_text_features` (Hugging Face), or `encode_image` and `encode_text` (CLIP, open_clip)
+        model: nn.Module,  # Hugging Face's, with `get_image_features`, or open_clip's and OpenAI's, with `encode_image`
         texts,  # `K` texts: the tokenizer's dict, or token numbers `K × T`; or their embeddings, `K × D`
         classes: Sequence[str] | None = None,  # their names
     ):
@@ -50,16 +50,16 @@ class ImageTextClassifier(nn.Module):
         self.encoder = next((name for name in ("get_image_features", "encode_image") if hasattr(model, name)), None)
         if self.encoder is None:
             raise TypeError(
-                f"model: {type(model).__name__} has no get_image_features and no encode_image; pass an image-text model such as CLIP"
+                f"model: got {type(model).__name__}, which has no get_image_features and no encode_image;"
+                " pass an image-text model such as CLIP"
             )
         ready = isinstance(texts, Tensor) and texts.is_floating_point()
         if not ready and isinstance(texts, Mapping) != hasattr(model, "get_text_features"):
-            raise TypeError(
-                f"texts: got a {type(texts).__name__}; pass what the model's tokenizer gives, {'a dict with input_ids' if self.encoder == 'get_image_features' else 'a tensor of token numbers'}, or embeddings K × D"
-            )
+            wanted = "a dict with input_ids" if self.encoder == "get_image_features" else "a tensor of token numbers"
+            raise TypeError(f"texts: got a {type(texts).__name__}; pass what the model's tokenizer gives, {wanted}, or embeddings K × D")
         features = texts if ready else _encoded(model, texts)
         if features.ndim != 2:
-            raise ValueError(f"texts: their embeddings have shape {tuple(features.shape)}; pass several texts, K × D")
+            raise ValueError(f"texts: got embeddings of shape {tuple(features.shape)}; pass several texts, K × D")
         if classes is not None and len(classes) != len(features):
             raise ValueError(f"classes: got {len(classes)} names for {len(features)} texts; pass one each")
         self.model = model
@@ -91,7 +91,7 @@ class ImageTextTarget(SimilarityTarget):
         scale: float = 1.0,  # the model's own: `model.logit_scale.exp()`
     ):
         super().__init__(text_features)
-        self.scale = float(scale.detach() if isinstance(scale, Tensor) else scale)
+        self.scale = scale.item() if isinstance(scale, Tensor) else float(scale)
 
     def __call__(
         self,

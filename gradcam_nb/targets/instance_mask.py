@@ -8,7 +8,6 @@ __all__ = ['InstanceMaskTarget']
 # %% ../../nbs/targets/instance_mask.ipynb #04
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 from .box import BoxTarget
@@ -31,16 +30,18 @@ class InstanceMaskTarget:
 
     def __call__(
         self,
-        output: Mapping,  # one picture's `boxes` (`n × 4`), `masks` (`n × 1 × H × W` or `n × H × W`, probabilities), and what there is of `labels`, `scores`
+        output: Mapping,  # one picture's `boxes` `n × 4`, `masks` `n × 1 × H × W` or `n × H × W`, and `labels`, `scores` if there are any
     ) -> Tensor:  # from 0 to the number of pixels inside
         if not isinstance(output, Mapping) or not {"boxes", "masks"} <= output.keys():
             raise TypeError(
-                f"target: this model's output for a picture is no dict with boxes and masks (it is {type(output).__name__}); pass a Mask R-CNN, or make such a dict of it"
+                f"target: got {type(output).__name__} for a picture and no dict with boxes and masks;"
+                " pass a Mask R-CNN, or make such a dict of it"
             )
         match = self._match(**{key: value.detach() for key, value in output.items()})
         if not len(match) or not match.max() > 0:
             raise ValueError(
-                f"target: none of the {len(match)} detections is of class {self.label} and overlaps the box {self.place()}; pass one that the detector finds, or lower its score threshold"
+                f"target: none of the {len(match)} detections is of class {self.label} and overlaps the box {self.place()};"
+                " pass one that the detector finds, or lower its score threshold"
             )
         mask = output["masks"][int(match.argmax())]
         return mask[mask.detach() > self.threshold].sum()
@@ -52,6 +53,7 @@ class InstanceMaskTarget:
         match = box_iou(self.box[None].to(boxes), boxes)[0] * scores
         return match if labels is None or self.label is None else match * (labels == self.label)
 
+    # Made of a detection, and told of, as a BoxTarget is.
     of, place = classmethod(BoxTarget.of.__func__), BoxTarget.place
 
     def __repr__(self):

@@ -26,22 +26,22 @@ def _step(found, key):
     return None if callable(inner) else inner
 
 
+def _named(found):
+    "The parts that have a name: of a dict, a named tuple, an object."
+    if isinstance(found, Mapping):
+        return found
+    if hasattr(found, "_asdict"):
+        return found._asdict()
+    return {} if isinstance(found, Tensor) else getattr(found, "__dict__", {})
+
+
 def _parts(found):
     "What may be passed in place of what is not there."
     if isinstance(found, Tensor) and found.ndim:
         return f"pass an index into its shape {tuple(found.shape)}"
     if isinstance(found, Sequence) and not hasattr(found, "_asdict") and len(found):
         return f"pass 0 to {len(found) - 1}"
-    named = (
-        found
-        if isinstance(found, Mapping)
-        else found._asdict()
-        if hasattr(found, "_asdict")
-        else {}
-        if isinstance(found, Tensor)
-        else getattr(found, "__dict__", {})
-    )
-    names = [repr(name) for name, value in named.items() if value is not None and not str(name).startswith("_")]
+    names = [repr(name) for name, value in _named(found).items() if value is not None and not str(name).startswith("_")]
     return f"pass one of {', '.join(names)}" if names else "end the path there"
 
 # %% ../../nbs/targets/output_part.ipynb #10

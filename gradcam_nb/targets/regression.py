@@ -24,7 +24,8 @@ class RegressionOutputTarget:
     ):
         if sign not in (1, -1):
             raise ValueError(f"sign: got {sign!r}; pass 1 for what raises the number, -1 for what lowers it")
-        self.index, self.sign, self.toward = index.__index__(), int(sign), None if toward is None else float(toward)
+        self.index, self.sign = index.__index__(), int(sign)
+        self.toward = None if toward is None else float(toward)
 
     def __call__(
         self,
@@ -34,9 +35,12 @@ class RegressionOutputTarget:
         if not numbers.ndim:
             numbers = numbers[None]
         if not 0 <= self.index < numbers.shape[-1]:
-            raise ValueError(f"index: got {self.index} of a model with {numbers.shape[-1]} numbers; pass 0 to {numbers.shape[-1] - 1}")
+            many = numbers.shape[-1]
+            raise ValueError(f"index: got {self.index} of a model with {many} numbers; pass 0 to {many - 1}")
         number = numbers[..., self.index]
         return self.sign * (number if self.toward is None else -((number - self.toward) ** 2))
 
     def __repr__(self):
-        return f"RegressionOutputTarget({self.index}{', sign=-1' * (self.sign < 0)}{'' if self.toward is None else f', toward={self.toward:g}'})"
+        sign = ", sign=-1" if self.sign < 0 else ""
+        toward = "" if self.toward is None else f", toward={self.toward:g}"
+        return f"RegressionOutputTarget({self.index}{sign}{toward})"

@@ -27,13 +27,16 @@ def scores_in(output):
 
 
 def refuse_output(output, scores):
-    what = f"a tensor of shape {tuple(scores.shape)}" if isinstance(scores, Tensor) else type(output).__name__
+    "Say what a model gave in place of class scores, and what to ask of it."
+    got = f"a tensor of shape {tuple(scores.shape)}" if isinstance(scores, Tensor) else type(output).__name__
     raise ValueError(
-        f"targets: this model's output is no list of class scores (it is {what}); pass a target that picks a number from it{_such_as(scores)}"
+        f"targets: this model's output is no list of class scores (it is {got});"
+        f" pass a target that picks a number from it{_such_as(scores)}"
     )
 
 
 def _such_as(scores):
+    "Which target would serve, if the output's form tells."
     if isinstance(scores, Tensor) and scores.ndim == 4:
         return ", such as SemanticSegmentationTarget"
     if isinstance(scores, Mapping) and "boxes" in scores:
@@ -74,6 +77,7 @@ def resolve_targets(
 
 # %% ../../nbs/targets/resolve.ipynb #11
 def _target(target):
+    "A class by its index, or whatever can be called, as a target."
     if callable(target):
         return target
     try:
@@ -112,9 +116,10 @@ def each_score(
     for i, target in enumerate(targets):
         score = target(_for_one(target, output, i, len(targets)))
         if not isinstance(score, Tensor):
-            raise TypeError(f"target: {target} gave a {type(score).__name__}; return a tensor of one element")
+            raise TypeError(f"target: got a {type(score).__name__} from {target}; return a tensor of one element")
         if score.numel() != 1:
-            raise ValueError(f"target: {target} gave shape {tuple(score.shape)}; return a tensor of one element{_such_as(output)}")
+            got = tuple(score.shape)
+            raise ValueError(f"target: got shape {got} from {target}; return a tensor of one element{_such_as(output)}")
         scores.append(score.reshape(()))
     return torch.stack(scores)
 
@@ -132,4 +137,8 @@ def first_score(
 ) -> Callable:  # the output of the batch's first picture alone -> one number
     "What is asked of the first picture."
     one = targets[:1] if isinstance(targets, (Sequence, Tensor)) else targets
-    return lambda output: total_score(resolve_targets(one, output, 1), output)
+
+    def score(output):
+        return total_score(resolve_targets(one, output, 1), output)
+
+    return score

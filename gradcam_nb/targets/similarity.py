@@ -21,16 +21,16 @@ def embedding_of(
     found = output
     if isinstance(output, Mapping):
         tokens = output.get("last_hidden_state")
-        found = next(
-            (output[key] for key in ("image_embeds", "pooler_output") if output.get(key) is not None), None if tokens is None else tokens[0]
-        )
+        named = (output.get("image_embeds"), output.get("pooler_output"), None if tokens is None else tokens[0])
+        found = next((one for one in named if one is not None), None)
     elif isinstance(output, tuple) and output:
         found = output[0]
     # A pooled plane may still be `D × 1 × 1`.
     if not isinstance(found, Tensor) or not found.ndim or found.numel() != found.shape[0]:
-        what = f"a tensor of shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(output).__name__
+        got = f"a tensor of shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(output).__name__
         raise ValueError(
-            f"target: this model's output for a picture is no embedding of shape D (it is {what}); make one of it: lambda output: target(output.mean((1, 2)))"
+            f"target: got {got} for a picture, which is no embedding of shape D;"
+            " pass a target that makes one of it: lambda output: target(output.mean((1, 2)))"
         )
     return found.flatten()
 
@@ -41,16 +41,13 @@ class SimilarityTarget:
     def __init__(
         self,
         references: Tensor,  # the other picture's embedding, `D`; or several, `n × D`
-        mean: Tensor
-        | None = None,  # the mean embedding of many pictures, `D`, taken off both sides: what is like *these*, and not like any picture
+        mean: Tensor | None = None,  # the mean embedding of many pictures, `D`, to be taken off both sides
         cosine: bool = True,  # False: the picture's own length counts, `e · r / |r|`
     ):
         references = torch.as_tensor(references).detach().float()
-        self.references, self.mean, self.cosine = (
-            references[None] if references.ndim == 1 else references,
-            None if mean is None else mean.detach().float(),
-            cosine,
-        )
+        self.references = references[None] if references.ndim == 1 else references
+        self.mean = None if mean is None else mean.detach().float()
+        self.cosine = cosine
         if self.references.ndim != 2 or not self.references.numel():
             raise ValueError(f"references: got shape {tuple(references.shape)}; pass an embedding D, or several, n × D")
         length = self.references.shape[1]
@@ -59,7 +56,7 @@ class SimilarityTarget:
         if mean is not None:
             self.references = self.references - self.mean.to(self.references.device)
         if not self.references.isfinite().all() or not self.references.any(1).all():
-            raise ValueError("references: an embedding is zero, NaN or infinite, which has no direction; look at how it was made")
+            raise ValueError("references: got an embedding that is zero, NaN or infinite and has no direction; look at how it was made")
 
     def __call__(
         self,
@@ -68,12 +65,15 @@ class SimilarityTarget:
         embedding = embedding_of(output).float()
         if len(embedding) != self.references.shape[1]:
             raise ValueError(
-                f"references: their length is {self.references.shape[1]}, but the model gives {len(embedding)} numbers; make them with the same model"
+                f"references: got {self.references.shape[1]} numbers each, but the model gives {len(embedding)};"
+                " make them with the same model"
             )
         if self.mean is not None:
             embedding = embedding - self.mean.to(embedding.device)
         directions = F.normalize(self.references.to(embedding.device), dim=1)
-        return (directions @ (F.normalize(embedding, dim=0) if self.cosine else embedding)).mean()
+        if self.cosine:
+            embedding = F.normalize(embedding, dim=0)
+        return (directions @ embedding).mean()
 
     def __repr__(self):
         return f"{type(self).__name__}({len(self.references)} × {self.references.shape[1]})"

@@ -17,7 +17,7 @@ from .output_part import picture_scores
 def _probabilities(scores):
     "Of all classes, float32."
     if scores.shape[-1:].numel() < 2:
-        raise ValueError("target: the model has a single score, whose softmax is always 1; ask for the score itself")
+        raise ValueError("target: got a model with a single score, whose softmax is always 1; pass a target that asks for the score itself")
     return scores.float().softmax(-1)
 
 # %% ../../nbs/targets/softmax.ipynb #09

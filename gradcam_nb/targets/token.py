@@ -8,7 +8,6 @@ __all__ = ['GeneratedTokenTarget']
 # %% ../../nbs/targets/token.ipynb #04
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .resolve import scores_in
@@ -23,7 +22,8 @@ class GeneratedTokenTarget:
         position: int = -1,  # behind which position of the output it comes; -1: behind the last
         probability: bool = False,  # the logarithm of its probability in place of its score
     ):
-        self.token, self.position, self.probability = None if token is None else int(token), int(position), probability
+        self.token = None if token is None else int(token)
+        self.position, self.probability = int(position), probability
 
     def __call__(
         self,
@@ -31,9 +31,10 @@ class GeneratedTokenTarget:
     ) -> Tensor:  # the score or log probability, float32
         logits = scores_in(output)
         if not isinstance(logits, Tensor) or logits.ndim != 2:
-            what = f"a tensor of shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(output).__name__
+            got = f"a tensor of shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(output).__name__
             raise ValueError(
-                f"target: this model's output for a picture has no scores of tokens, T × V (it is {what}); pass a model that writes, such as LlavaForConditionalGeneration"
+                f"target: got {got} for a picture, and no scores of tokens, T × V;"
+                " pass a model that writes, such as LlavaForConditionalGeneration"
             )
         positions, words = logits.shape
         if not -positions <= self.position < positions:
@@ -45,4 +46,5 @@ class GeneratedTokenTarget:
         return (scores.log_softmax(-1) if self.probability else scores)[token]
 
     def __repr__(self):
-        return f"GeneratedTokenTarget({self.token}, {self.position}{', probability=True' if self.probability else ''})"
+        probability = ", probability=True" if self.probability else ""
+        return f"GeneratedTokenTarget({self.token}, {self.position}{probability})"
