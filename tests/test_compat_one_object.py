@@ -1,7 +1,9 @@
 """The one-object interface: the formula written by hand, its figures and files, the model left alone."""
 
 import warnings
+from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import matplotlib
 import numpy as np
@@ -241,6 +243,20 @@ def test_figures_leave_nothing_behind(resnet, path):
     import matplotlib.pyplot as plt
 
     assert plt.get_fignums() == []
+
+
+def test_a_figure_shows_itself_once_in_each_cell(resnet, path, monkeypatch):
+    """In a notebook: where it is made, not again as that cell's value, and again in a later cell that asks for it."""
+    shell, shown = SimpleNamespace(parent_header={"cell": 1}), []
+    monkeypatch.setattr("IPython.get_ipython", lambda: shell)
+    monkeypatch.setattr(import_module("IPython.display"), "display", lambda data, raw: shown.append(data))
+    figure = GradCAM(resnet, path, 2, 64).origin_cam_visualization()
+    assert [list(data) for data in shown] == [["image/png"]]
+    figure._ipython_display_()
+    assert len(shown) == 1
+    shell.parent_header = {"cell": 2}
+    figure._ipython_display_()
+    assert len(shown) == 2
 
 
 def test_the_model_is_as_it_was_and_nothing_is_printed(path, capsys):
