@@ -6,6 +6,14 @@ import inspect
 import pytest
 import torch
 import torchvision
+from oracles_libraries import (
+    absent_name_gives_its_reason,
+    each_name_is_offered_or_absent,
+    left_as_it_was,
+    random_resnet,
+    warned_line,
+    with_photos,
+)
 from torch import nn
 
 import gradcam_nb.compat.captum as ours
@@ -63,20 +71,7 @@ def x():
 
 
 def case(name, request):
-    if name == "resnet18":
-        torch.manual_seed(0)
-        return torchvision.models.resnet18().eval(), torch.randn(2, 3, 96, 96), [5, 7]
-    data = request.getfixturevalue("data")
-    import demo_models
-
-    from gradcam_nb import preprocess_for
-
-    model = demo_models.mobilenet_v2_imagenet(data / "models")
-    return (
-        model,
-        torch.cat([preprocess_for(model)(data / "images" / photo) for photo in ("misc/both.png", "coral/cat_720p.jpg")]),
-        [243, 281],
-    )
+    return random_resnet() if name == "resnet18" else with_photos("mobilenet_v2_imagenet", request.getfixturevalue("data"))
 
 
 def same(here, there):
@@ -107,37 +102,40 @@ def both(name, model, layer, inputs, *asked, given={}, **how):
 
 
 def test_every_public_name_is_there_or_says_why_not():
-    offered = set(ours.__all__) - {"ABSENT"}
-    assert set(theirs.__all__) == offered | set(ours.ABSENT) and not offered & set(ours.ABSENT)
-    assert offered == {*LAYERS, *INPUTS, "Attribution", "LayerAttribution"}
-    assert all(len(reason) > 10 and "\n" not in reason for reason in ours.ABSENT.values())
+    each_name_is_offered_or_absent(ours, theirs.__all__)
+    assert set(ours.__all__) == {*LAYERS, *INPUTS, "Attribution", "LayerAttribution", "ABSENT"}
 
 
 @pytest.mark.parametrize("name", ours.ABSENT)
 def test_an_absent_name_gives_its_reason(name):
-    with pytest.raises(ImportError, match="not offered in captum's interface; .+") as caught:
-        exec(f"from gradcam_nb.compat.captum import {name}")
-    assert ours.ABSENT[name] in str(caught.value)
-    with pytest.raises(AttributeError):
-        ours.no_such_name
+    absent_name_gives_its_reason(ours, name)
+
+
+def test_a_name_that_nobody_has():
+    with pytest.raises(AttributeError, match="no_such_name"):
+        _ = ours.no_such_name
 
 
 @pytest.mark.parametrize("name", [*LAYERS, *INPUTS])
 def test_arguments_stand_where_theirs_stand(name):
-    for method in ("__init__", "attribute"):
-        here, there = (
-            [(p.name, p.default) for p in inspect.signature(getattr(getattr(library, name), method)).parameters.values()]
-            for library in (ours, theirs)
-        )
-        assert [
-            (label.replace("forward_func", "model") if name.startswith("Guided") else label, default) for label, default in here
-        ] == there
-    mine, peer = (getattr(library, name)(*[nn.Conv2d(3, 3, 1)] * (1 + (name in LAYERS))) for library in (ours, theirs))
-    assert (
-        mine.get_name() == peer.get_name()
-        and mine.multiplies_by_inputs == peer.multiplies_by_inputs
-        and mine.has_convergence_delta() == peer.has_convergence_delta()
-    )
+    def arguments(library, method):
+        parameters = inspect.signature(getattr(getattr(library, name), method)).parameters.values()
+        return [(p.name, p.default) for p in parameters]
+
+    here = arguments(ours, "__init__")
+    if name.startswith("Guided"):  # the two that need a model, and call it one
+        here = [(label.replace("forward_func", "model"), default) for label, default in here]
+    assert here == arguments(theirs, "__init__")
+    assert arguments(ours, "attribute") == arguments(theirs, "attribute")
+
+
+@pytest.mark.parametrize("name", [*LAYERS, *INPUTS])
+def test_what_an_attribution_says_of_itself(name):
+    given = [nn.Conv2d(3, 3, 1)] * (2 if name in LAYERS else 1)
+    mine, peer = (getattr(library, name)(*given) for library in (ours, theirs))
+    assert mine.get_name() == peer.get_name()
+    assert mine.multiplies_by_inputs == peer.multiplies_by_inputs
+    assert mine.has_convergence_delta() == peer.has_convergence_delta()
 
 
 # --- scripts, as the classes' own examples have them
@@ -149,7 +147,8 @@ layer_gc = LayerGradCam(net, net.conv4)
 input = x.clone().requires_grad_()
 attr = layer_gc.attribute(input, 3)
 upsampled_attr = LayerAttribution.interpolate(attr, (32, 32))
-results = [attr, upsampled_attr, LayerAttribution.interpolate(attr, (20, 30), "bilinear"), layer_gc.attribute(input, 3, relu_attributions=True)]
+smooth = LayerAttribution.interpolate(attr, (20, 30), "bilinear")
+results = [attr, upsampled_attr, smooth, layer_gc.attribute(input, 3, relu_attributions=True)]
 """
 GUIDED = """
 from captum.attr import GuidedBackprop, GuidedGradCam
@@ -165,7 +164,8 @@ results = [Saliency(net).attribute(x, target=3), Saliency(net).attribute(x, 3, F
 """
 TWO_INPUTS = """
 from captum.attr import LayerGradCam, Saliency
-results = [LayerGradCam(net, net.conv4).attribute((x, y), [1, 2, 3], (None, False)), *Saliency(net).attribute((x, y), 3, additional_forward_args=2.0)]
+at_the_layer = LayerGradCam(net, net.conv4).attribute((x, y), [1, 2, 3], (None, False))
+results = [at_the_layer, *Saliency(net).attribute((x, y), 3, additional_forward_args=2.0)]
 """
 SCRIPTS = {"enlarged": ENLARGED, "guided": GUIDED, "at a layer": AT_A_LAYER, "at the input": AT_THE_INPUT, "two inputs": TWO_INPUTS}
 
@@ -242,16 +242,10 @@ def test_layers_of_several_tensors_and_several_layers(to_input, net, x):
 def test_what_a_layer_is_given_counts_wherever_it_is_used():
     """The shortcut of a residual block; and a frozen parameter that a layer is given stays one."""
     torch.manual_seed(0)
-    resnet = torchvision.models.resnet18().eval()
-    both("LayerGradCam", resnet, resnet.layer4[0].conv1, torch.randn(2, 3, 64, 64), 3, attribute_to_layer_input=True)
-    both(
-        "LayerGradientXActivation",
-        resnet.requires_grad_(False),
-        resnet.layer4[1].conv1,
-        torch.randn(2, 3, 64, 64),
-        3,
-        attribute_to_layer_input=True,
-    )
+    resnet, pictures = torchvision.models.resnet18().eval(), torch.randn(2, 3, 64, 64)
+    both("LayerGradCam", resnet, resnet.layer4[0].conv1, pictures, 3, attribute_to_layer_input=True)
+    resnet.requires_grad_(False)
+    both("LayerGradientXActivation", resnet, resnet.layer4[1].conv1, pictures, 3, attribute_to_layer_input=True)
 
     class Given(nn.Module):
         def __init__(self):
@@ -263,26 +257,36 @@ def test_what_a_layer_is_given_counts_wherever_it_is_used():
 
     model = Given().eval()
     found = ours.LayerGradCam(model, model.see).attribute(torch.randn(1, 3, 9, 9), 2, attribute_to_layer_input=True)
-    assert found.shape == (1, 1, 9, 9) and found.any() and not model.by.requires_grad
+    assert found.shape == (1, 1, 9, 9)
+    assert found.any()
+    assert not model.by.requires_grad
+
+
+class Beside(nn.Module):
+    """A table beside the picture."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, picture, table):
+        return self.net(picture) * table
 
 
 def test_an_input_on_which_nothing_lies(net, x):
-    """A table beside the picture: its part is empty, with a warning."""
-
-    class Beside(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.net = net
-
-        def forward(self, picture, table):
-            return self.net(picture) * table
-
-    model, inputs = Beside().eval(), (x, torch.rand(3, 10))
+    """The table's part is empty, with a warning."""
+    model, inputs = Beside(net).eval(), (x, torch.rand(3, 10))
     with pytest.warns(UserWarning):
         both("GuidedGradCam", model, net.conv4, inputs, 3)
     with pytest.warns(UserWarning, match="its attribution is empty"):
         picture, table = ours.GuidedGradCam(model, net.conv4).attribute(inputs, 3)
-    assert picture.shape == x.shape and table.numel() == 0
+    assert picture.shape == x.shape
+    assert table.numel() == 0
+
+
+def test_a_warning_names_the_scripts_line(net, x):
+    method = ours.GuidedGradCam(Beside(net).eval(), net.conv4)
+    warned_line(lambda: method.attribute((x, torch.rand(3, 10)), 3), "its attribution is empty")
 
 
 # --- the model
@@ -293,17 +297,17 @@ def test_the_model_is_left_as_it_was(name, net, x):
     model = copy.deepcopy(net).requires_grad_(False).train()
     layers, asked = ([model.conv4] if name in LAYERS else []), ([] if name == "LayerActivation" else [3])
     method = getattr(ours, name)(model, *layers)
-    with torch.no_grad():
-        found = method.attribute(x, *asked)
-    with torch.inference_mode():
-        assert method.attribute(x, *asked).equal(found)
-    torch.testing.assert_close(torch.cat([method.attribute(one[None], *asked) for one in x]), found)
-    if layers:
-        method.attribute(x, *asked, attribute_to_layer_input=True)
-    with pytest.raises((ValueError, TypeError, RuntimeError)):
-        method.attribute(x[:, :2], *asked)
-    assert model.training and model.conv4.training and all(p.grad is None for p in model.parameters()) and not x.requires_grad
-    assert not any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in model.modules()) and "forward" not in vars(model)
+    with left_as_it_was(model):
+        with torch.no_grad():
+            found = method.attribute(x, *asked)
+        with torch.inference_mode():
+            assert method.attribute(x, *asked).equal(found)
+        torch.testing.assert_close(torch.cat([method.attribute(one[None], *asked) for one in x]), found)
+        if layers:
+            method.attribute(x, *asked, attribute_to_layer_input=True)
+        with pytest.raises((ValueError, TypeError, RuntimeError)):
+            method.attribute(x[:, :2], *asked)
+    assert not x.requires_grad
 
 
 def test_errors(net, x):

@@ -1,9 +1,9 @@
 """The one-object interface: the formula written by hand, its figures and files, the model left alone."""
 
-import os
-import sys
 import warnings
+from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import matplotlib
 import numpy as np
@@ -11,13 +11,12 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from gradcam_nb.compat.one_object import GradCAM, print_layername
+from oracles_libraries import left_as_it_was, warned_line
 from PIL import Image
 from torch import nn
 
 import gradcam_nb
-from gradcam_nb.compat.one_object import GradCAM, print_layername
-
-DATA = Path(os.environ.get("GRADCAM_NB_DATA", Path(__file__).parents[1] / "../shared/data"))
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +68,9 @@ def tokens(t):
 
 def check(cam, expected):
     heatmap = cam()
-    assert heatmap.dtype == np.uint8 and heatmap is cam.heatmap and heatmap.shape == tuple(expected.shape)
+    assert heatmap is cam.heatmap
+    assert heatmap.dtype == np.uint8
+    assert heatmap.shape == tuple(expected.shape)
     assert np.abs(heatmap.astype(float) - np.floor(255 * expected.numpy())).max() <= 1
     larger = F.interpolate(expected[None, None], tuple(cam.img.shape[2:]), mode="bilinear")[0, 0]
     assert torch.allclose(cam.enlarged, larger / larger.max(), atol=1e-4)
@@ -80,11 +81,10 @@ def test_resnet(resnet, path, layer_idx, name):
     cam = GradCAM(resnet, path, layer_idx, (160, 96))
     assert cam.img.shape == (1, 3, 96, 160)
     check(cam, by_hand(resnet, resnet.get_submodule(name), cam.img, lambda t: t))
+    scores = resnet(cam.img)
     assert cam.layer == name
-    assert (
-        np.isclose(cam.confidence, 100 * resnet(cam.img).softmax(1).max().item(), atol=0.01)
-        and cam.result_class == resnet(cam.img).argmax()
-    )
+    assert cam.result_class == scores.argmax()
+    assert np.isclose(cam.confidence, 100 * scores.softmax(1).max().item(), atol=0.01)
 
 
 def test_a_number_cuts_the_model_where_theirs_does(resnet, path):
@@ -108,7 +108,9 @@ def test_vit_by_number(vit, path):
     cam = GradCAM(vit, path, 4, (224, 224), "ViT")
     with pytest.warns(UserWarning, match="blocks.2.norm1"):
         heatmap = cam()
-    assert heatmap.shape == (14, 14) and (heatmap == GradCAM(vit, path, "blocks.2.norm1")()).all()
+    warned_line(lambda: cam(), "blocks.2.norm1")
+    assert heatmap.shape == (14, 14)
+    assert (heatmap == GradCAM(vit, path, "blocks.2.norm1")()).all()
     with pytest.raises(ValueError, match=r"layer_idx: got 2, but 'fc_norm' gives \(1, 192\).* pass 4 \(blocks\), .* or a layer's name"):
         GradCAM(vit, path, 2)()
 
@@ -132,36 +134,36 @@ def test_threshold(resnet, path, divisor):
     native = gradcam_nb.GradCAM(resnet, -3)(cam.img, threshold=1 / divisor)[0]
     assert torch.allclose(cam.enlarged, native, atol=1e-6)
     again = GradCAM(resnet, path, 2, 128, relu_threshold=3)
-    assert (again(divisor) == cam.heatmap).all() and (again() == GradCAM(resnet, path, 2, 128)(3)).all()
+    assert (again(divisor) == cam.heatmap).all()
+    assert (again() == GradCAM(resnet, path, 2, 128)(3)).all()
 
 
 @pytest.mark.parametrize("name, layer, lay", [("vit_tiny", "blocks.10.drop_path2", tokens), ("mobilenet_v2", "features", lambda t: t)])
-def test_real_weights(name, layer, lay):
-    if not DATA.exists():
-        pytest.skip("the real weights and photos are not here: set GRADCAM_NB_DATA")
-    sys.path.append(str(DATA))
+def test_real_weights(name, layer, lay, data):
     import demo_models
 
-    model = getattr(demo_models, f"{name}_imagenet")(DATA / "models")
-    cam = GradCAM(model, DATA / "images/coral/parrot.jpg", layer_name=layer)
+    model = getattr(demo_models, f"{name}_imagenet")(data / "models")
+    cam = GradCAM(model, data / "images/coral/parrot.jpg", layer_name=layer)
     check(cam, by_hand(model, model.get_submodule(layer), cam.img, lay))
-    assert cam.result_class == 88 and cam.confidence > 90  # macaw
+    assert cam.result_class == 88  # macaw
+    assert cam.confidence > 90
 
 
 def test_target(resnet, path):
     cam = GradCAM(resnet, path, 2, 128)
     maps = [cam(target=c) for c in range(7)]
-    assert (maps[cam.result_class] == cam()).all() and any((m != maps[cam.result_class]).any() for m in maps)
+    top = maps[cam.result_class]
+    assert (top == cam()).all()
+    assert any((m != top).any() for m in maps)
 
 
 def test_grey_and_in_memory(resnet, path, tmp_path):
     grey = Image.open(path).convert("L")
     grey.save(tmp_path / "grey.png")
-    from_file, in_memory, as_rgb = (
-        GradCAM(resnet, *how, input_size=64, **more)
-        for how, more in (((tmp_path / "grey.png",), {}), ((), dict(img_value=grey)), ((), dict(img_value=grey.convert("RGB"))))
-    )
-    assert torch.equal(from_file.img, in_memory.img) and torch.equal(from_file.img, as_rgb.img)
+    from_file = GradCAM(resnet, tmp_path / "grey.png", input_size=64)
+    in_memory, as_rgb = (GradCAM(resnet, img_value=picture, input_size=64) for picture in (grey, grey.convert("RGB")))
+    assert torch.equal(from_file.img, in_memory.img)
+    assert torch.equal(from_file.img, as_rgb.img)
     assert torch.equal(GradCAM(resnet, img_value=as_rgb.img[0]).img, as_rgb.img)
 
 
@@ -178,7 +180,7 @@ def test_transform(resnet, path):
         files = panels(given, denormalize)
         assert np.abs(np.asarray(files["original"]).astype(int) - resized).max() <= 2
     stretched = np.asarray(panels(own, None)["original"])
-    assert stretched.min() == 0 and stretched.max() == 255
+    assert (stretched.min(), stretched.max()) == (0, 255)
 
 
 def panels(cam, denormalize=None):
@@ -203,7 +205,8 @@ def test_files(resnet, path, tmp_path):
     ]
     assert all(Image.open(p).size == (160, 96) for p in (tmp_path / "two").glob("out-*.png"))
     grey = np.asarray(Image.open(tmp_path / "two/out-heatmap.png"))
-    assert grey.ndim == 2 and np.abs(grey - 255 * cam.enlarged.numpy()).max() <= 1
+    assert grey.ndim == 2
+    assert np.abs(grey - 255 * cam.enlarged.numpy()).max() <= 1
     cam.origin_cam_visualization(tmp_path / "three/small.pdf")
     assert (tmp_path / "three/small.pdf").stat().st_size
 
@@ -231,26 +234,43 @@ def test_figures_leave_nothing_behind(resnet, path):
     before = dict(matplotlib.rcParams)
     cam = GradCAM(resnet, path, 2, 64)
     figures = cam.origin_cam_visualization(), cam.imposing_visualization()  # before a call: it is made
-    assert all(isinstance(figure, matplotlib.figure.Figure) and figure._repr_png_()[:4] == b"\x89PNG" for figure in figures)
-    assert len(figures[1].axes) == 4 and cam.heatmap.shape == (2, 2)
+    for figure in figures:
+        assert isinstance(figure, matplotlib.figure.Figure)
+        assert figure._repr_png_()[:4] == b"\x89PNG"
+    assert len(figures[1].axes) == 4
+    assert cam.heatmap.shape == (2, 2)
     assert dict(matplotlib.rcParams) == before
     import matplotlib.pyplot as plt
 
     assert plt.get_fignums() == []
 
 
-def test_the_model_is_as_it_was(path, capsys):
+def test_a_figure_shows_itself_once_in_each_cell(resnet, path, monkeypatch):
+    """In a notebook: where it is made, not again as that cell's value, and again in a later cell that asks for it."""
+    shell, shown = SimpleNamespace(parent_header={"cell": 1}), []
+    monkeypatch.setattr("IPython.get_ipython", lambda: shell)
+    monkeypatch.setattr(import_module("IPython.display"), "display", lambda data, raw: shown.append(data))
+    figure = GradCAM(resnet, path, 2, 64).origin_cam_visualization()
+    assert [list(data) for data in shown] == [["image/png"]]
+    figure._ipython_display_()
+    assert len(shown) == 1
+    shell.parent_header = {"cell": 2}
+    figure._ipython_display_()
+    assert len(shown) == 2
+
+
+def test_the_model_is_as_it_was_and_nothing_is_printed(path, capsys):
     model = network("resnet10t").train()
-    state = {name: value.clone() for name, value in model.state_dict().items()}
-    with torch.no_grad():
+    with left_as_it_was(model), torch.no_grad():
         GradCAM(model, path, 2, 64)()
-    assert model.training and all(p.grad is None for p in model.parameters()) and not any(m._forward_hooks for m in model.modules())
-    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
     assert capsys.readouterr() == ("", "")
-    GradCAM(model, path, 2, 64, verbose=True)()
-    print_layername(model)
-    out = capsys.readouterr().out
-    assert "class" in out and "layer4.0.conv1\n" in out
+
+
+def test_what_is_printed_if_asked_for(resnet, path, capsys):
+    GradCAM(resnet, path, 2, 64, verbose=True)()
+    assert "layer 'layer4': activations (1, 512, 2, 2), map (2, 2), zero below 0.125 of its maximum\n" in capsys.readouterr().out
+    print_layername(resnet)
+    assert "layer4.0.conv1\n" in capsys.readouterr().out
 
 
 def test_nothing_speaks_for_it(path):
@@ -258,9 +278,8 @@ def test_nothing_speaks_for_it(path):
     nn.init.constant_(model[4].weight, -1.0)
     with pytest.warns(UserWarning, match="only against it"):
         assert not GradCAM(model, path, 3, 32)().any()
-    with pytest.raises(
-        ValueError, match=r"'2' gives \(1, 2, 1, 1\), which has no places on the picture; pass 3 \(1\), 4 \(0\), or a layer's name"
-    ):
+    says = r"'2' gives \(1, 2, 1, 1\), which has no places on the picture; pass 3 \(1\), 4 \(0\), or a layer's name"
+    with pytest.raises(ValueError, match=says):
         GradCAM(model, path, 2, 32)()
 
 

@@ -8,6 +8,15 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from oracles_libraries import (
+    absent_name_gives_its_reason,
+    correlations,
+    each_name_is_offered_or_absent,
+    left_as_it_was,
+    random_resnet,
+    warned_line,
+    with_photos,
+)
 from PIL import Image
 
 import gradcam_nb.compat.torchcam as ours
@@ -29,10 +38,10 @@ METHODS = [
     "SmoothGradCAMpp",
     "XGradCAM",
 ]
-POOLED = {
+POOLED = {  # the layer, one in front of it, the linear layer
     "resnet18": ("layer4", "layer3", "fc"),
     "mobilenet_v2, real": ("features.18", "features.7", "classifier.1"),
-}  # the layer, one in front of it, the linear layer
+}
 LOUD = 1e6  # times the score: constants that torchcam adds to its gradient's powers then do not count
 
 
@@ -45,8 +54,7 @@ def quiet(monkeypatch):
 
 @pytest.fixture(scope="module")
 def resnet():
-    torch.manual_seed(0)
-    return torchvision.models.resnet18().eval(), torch.randn(2, 3, 96, 96), [5, 7]
+    return random_resnet()
 
 
 @pytest.fixture(scope="module")
@@ -63,31 +71,19 @@ def vit():
 def tiny():
     torch.manual_seed(0)
     layers = [torch.nn.Conv2d(3, 16, 3, 2, 1), torch.nn.ReLU(), torch.nn.Conv2d(16, 24, 3, 2, 1), torch.nn.ReLU()]
-    return torch.nn.Sequential(*layers, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(24, 10)).eval(), torch.randn(
-        2, 3, 32, 32
-    )
+    model = torch.nn.Sequential(*layers, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(24, 10))
+    return model.eval(), torch.randn(2, 3, 32, 32)
 
 
 def case(name, request):
     if name == "resnet18":
         return request.getfixturevalue("resnet")
-    data = request.getfixturevalue("data")
-    import demo_models
-
-    from gradcam_nb import preprocess_for
-
-    model = demo_models.mobilenet_v2_imagenet(data / "models")
-    return (
-        model,
-        torch.cat([preprocess_for(model)(data / "images" / photo) for photo in ("misc/both.png", "coral/cat_720p.jpg")]),
-        [243, 281],
-    )
+    return with_photos("mobilenet_v2_imagenet", request.getfixturevalue("data"))
 
 
 def alike(a, b):
     """The lowest correlation of two batches of maps."""
-    assert a.shape == b.shape
-    return min(np.corrcoef(one.double().ravel(), other.double().ravel())[0, 1] for one, other in zip(a.detach(), b.detach()))
+    return min(correlations(a, b))
 
 
 def both(name, model, x, asked, *args, base=None, **options):
@@ -97,49 +93,52 @@ def both(name, model, x, asked, *args, base=None, **options):
         how = options | ({"base_method": getattr(library, base)} if base else {})
         with getattr(library, name)(model, *args, **how) as extractor:
             found.append((extractor(scores=model(x), **asked), extractor.target_names))
-    assert found[0][1] == found[1][1] and len(found[0][0]) == len(found[1][0])
-    return list(zip(found[0][0], found[1][0]))
+    (there, their_layers), (here, layers) = found
+    assert layers == their_layers
+    assert len(here) == len(there)
+    return list(zip(there, here))
 
 
 # --- names
 
 
 def public(module):
-    return {
-        name for name in dir(module) if not name.startswith("_") and getattr(getattr(module, name), "__module__", "").startswith("torchcam")
-    }
+    names = [name for name in dir(module) if not name.startswith("_")]
+    return {name for name in names if getattr(getattr(module, name), "__module__", "").startswith("torchcam")}
 
 
 def test_every_public_name_is_there_or_says_why_not():
     package, metrics, explain = (pytest.importorskip(name) for name in ("torchcam", "torchcam.metrics", "torchcam.explain"))
     wanted = set(package.__all__) | public(theirs) | public(utils) | public(metrics) | set(explain.__all__) | {"OutputTarget"}
-    offered = set(ours.__all__) - {"ABSENT"}
     assert set(METHODS) <= public(theirs)
-    assert wanted == offered | set(ours.ABSENT) and not offered & set(ours.ABSENT)
-    assert all(len(reason) > 10 and "\n" not in reason for reason in ours.ABSENT.values())
+    each_name_is_offered_or_absent(ours, wanted)
 
 
 @pytest.mark.parametrize("name", ours.ABSENT)
 def test_an_absent_name_gives_its_reason(name):
-    with pytest.raises(ImportError, match="not offered in torchcam's interface; .+") as caught:
-        exec(f"from gradcam_nb.compat.torchcam import {name}")
-    assert ours.ABSENT[name] in str(caught.value)
-    with pytest.raises(AttributeError):
-        ours.no_such_name
+    absent_name_gives_its_reason(ours, name)
+
+
+def test_a_name_that_nobody_has():
+    with pytest.raises(AttributeError, match="no_such_name"):
+        _ = ours.no_such_name
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_arguments_stand_where_theirs_stand(name):
     """All their public methods; the same positional parameters, with the same defaults, and all keywords."""
     mine, peer = getattr(ours, name), getattr(theirs, name)
-    for method in {"__init__", *(n for n in dir(peer) if not n.startswith("_") and callable(getattr(peer, n)))}:
-        here, there = (inspect.signature(getattr(kind, method)).parameters for kind in (mine, peer)) if hasattr(mine, method) else ({}, {})
-        if method in ("enable_hooks", "disable_hooks", "reset_hooks", "remove_hooks"):
-            continue  # RefineCAM and FinerCAM take them over from the extractor inside
+    changed = {"base_method", "prefix_tokens"}  # ours, and found from the number of tokens
+    taken_over = {"enable_hooks", "disable_hooks", "reset_hooks", "remove_hooks"}  # by RefineCAM and FinerCAM, from the extractor inside
+    methods = {n for n in dir(peer) if not n.startswith("_") and callable(getattr(peer, n))}
+    assert methods
+    for method in {"__init__", *methods} - taken_over:
+        here, there = (inspect.signature(getattr(kind, method)).parameters for kind in (mine, peer))
         named = [p.name for p in there.values() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
-        assert named and [p for p in here if p in named] == named, (method, list(here), named)
-        changed = {"base_method", "prefix_tokens"}  # ours, and found from the number of tokens
-        assert all(here[p].default == there[p].default for p in named if p not in changed), method
+        assert named, method
+        assert [p for p in here if p in named] == named, method
+        defaults = {p: here[p].default for p in named if p not in changed}
+        assert defaults == {p: there[p].default for p in named if p not in changed}, method
 
 
 # --- scripts
@@ -207,13 +206,14 @@ def ran(script, **given):
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_script_runs_with_the_import_changed(script, resnet):
     model, x, _ = resnet
-    changed = (
-        SCRIPTS[script].replace("torchcam.methods", "gradcam_nb.compat.torchcam").replace("torchcam.utils", "gradcam_nb.compat.torchcam")
-    )
+    changed = SCRIPTS[script]
+    for module in ("torchcam.methods", "torchcam.utils"):
+        changed = changed.replace(module, "gradcam_nb.compat.torchcam")
     there, here = ran(SCRIPTS[script], model=model, x=x), ran(changed, model=model, x=x)
-    assert len(there) == len(here) and all(
-        alike(a, b) >= 0.999 and (a.detach() - b).abs().max() <= 0.02 * a.max() for a, b in zip(there, here)
-    )
+    assert len(there) == len(here)
+    for a, b in zip(there, here):
+        assert alike(a, b) >= 0.999
+        assert (a.detach() - b).abs().max() <= 0.02 * a.max()
     assert not model._forward_pre_hooks
 
 
@@ -225,10 +225,13 @@ with LeGrad(model, list(model.encoder.layers)[-2:]) as cam_extractor:
     scores = model(x)
     results = cam_extractor(3, retain_graph=True) + cam_extractor([3, 4], normalized=False)
 """
-    there, here = (
-        ran(script.replace("torchcam.methods", name), model=model, x=x) for name in ("torchcam.methods", "gradcam_nb.compat.torchcam")
-    )
+    there = ran(script, model=model, x=x)
+    here = ran(script.replace("torchcam.methods", "gradcam_nb.compat.torchcam"), model=model, x=x)
     torch.testing.assert_close(here, [t.detach() for t in there], rtol=1e-3, atol=1e-5)
+
+
+def test_legrad_is_told_the_grid_of_its_tokens(vit):
+    model, x = vit
     with ours.LeGrad(model, "encoder.layers.encoder_layer_1", grid_shape=(2, 8)) as extractor:
         model(x)
         rows = extractor(3)[0]
@@ -244,7 +247,10 @@ with LeGrad(model, list(model.encoder.layers)[-2:]) as cam_extractor:
 
 def test_tokens_are_laid_out_by_their_transform_and_by_themselves(vit):
     model, x = vit
-    laid = lambda t: t[:, 1:].unflatten(1, (4, 4)).permute(0, 3, 1, 2)
+
+    def laid(t):
+        return t[:, 1:].unflatten(1, (4, 4)).permute(0, 3, 1, 2)
+
     ((there, here),) = both("LayerCAM", model, x, {"class_idx": 3}, "encoder.layers.encoder_layer_1", reshape_transform=laid)
     assert alike(there, here) >= 0.999
     with ours.LayerCAM(model, "encoder.layers.encoder_layer_1") as extractor:
@@ -258,7 +264,8 @@ def test_films():
         torch.nn.Conv3d(3, 8, 3, 2), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool3d(1), torch.nn.Flatten(), torch.nn.Linear(8, 4)
     ).eval()
     ((there, here),) = both("GradCAM", model, torch.randn(2, 3, 8, 20, 24), {"class_idx": 2}, input_shape=(3, 8, 20, 24))
-    assert alike(there, here) >= 0.999 and here.shape[1:] == (3, 9, 11)
+    assert alike(there, here) >= 0.999
+    assert here.shape[1:] == (3, 9, 11)
 
 
 # --- the same maps
@@ -268,7 +275,7 @@ def test_films():
 def test_maps_are_theirs(name, request):
     model, x, classes = case(name, request)
     last, front, linear = POOLED[name]
-    asked = {"class_idx": classes}
+    asked, loud = {"class_idx": classes}, {"targets": [lambda output, c=c: LOUD * output[c] for c in classes]}
     table = {
         "CAM": both("CAM", model, x, asked, last, linear),
         "GradCAM, automatic": both("GradCAM", model, x, asked),
@@ -277,9 +284,7 @@ def test_maps_are_theirs(name, request):
         "LayerCAM": both("LayerCAM", model, x, asked, [front, last]),
         "FinerCAM": both("FinerCAM", model, x, asked, last, base="LayerCAM", gamma=0.4, num_references=2),
         "RefineCAM": both("RefineCAM", model, x, asked, [front, last], base="LayerCAM"),
-        "SmoothGradCAMpp": both(
-            "SmoothGradCAMpp", model, x, {"targets": [lambda output, c=c: LOUD * output[c] for c in classes]}, last, 2, 1e-9
-        ),
+        "SmoothGradCAMpp": both("SmoothGradCAMpp", model, x, loud, last, 2, 1e-9),
     }
     worst = {row: min(alike(a, b) for a, b in pairs) for row, pairs in table.items()}
     assert min(worst.values()) >= 0.999, worst
@@ -330,20 +335,20 @@ def test_the_model_is_left_as_it_was(name, tiny, vit):
     layers = {"LeGrad": ["encoder.layers.encoder_layer_2"], "RefineCAM": ["1", "3"], "CAM": ["3", "6"]}.get(name, ["3"])
     options = {"SSCAM": {"num_samples": 2}}.get(name, {})
     model.requires_grad_(False).train()
-    state = {key: value.clone() for key, value in model.state_dict().items()}
-    peer = getattr(ours, name)
-    with peer(model, *(layers if name == "CAM" else [layers]), **options) as extractor:
-        with torch.no_grad():
-            model(x)
-        maps = extractor([3, 4])
-        ones = [extractor(c)[0][i] for i, c in enumerate((3, 4))]
-        torch.testing.assert_close(torch.stack(ones), maps[0], rtol=1e-3, atol=1e-4)
-        assert maps[0].dtype == torch.float32 and not maps[0].requires_grad and 0 <= maps[0].min() and maps[0].max() <= 1
-        with pytest.raises(ValueError):
-            extractor(10_000)
-    assert all(m.training for m in model.modules()) and all(p.grad is None for p in model.parameters())
-    assert not any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in model.modules())
-    assert all(value.equal(state[key]) for key, value in model.state_dict().items())
+    peer, asked = getattr(ours, name), layers if name == "CAM" else [layers]
+    with left_as_it_was(model):
+        with peer(model, *asked, **options) as extractor:
+            with torch.no_grad():
+                model(x)
+            (maps,) = extractor([3, 4])
+            ones = [extractor(c)[0][i] for i, c in enumerate((3, 4))]
+            with pytest.raises(ValueError):
+                extractor(10_000)
+    torch.testing.assert_close(torch.stack(ones), maps, rtol=1e-3, atol=1e-4)
+    assert maps.dtype == torch.float32
+    assert not maps.requires_grad
+    assert 0 <= maps.min()
+    assert maps.max() <= 1
     with pytest.raises(ValueError, match="run the model on it first"):
         extractor(3)
 
@@ -384,3 +389,13 @@ def test_scores_of_another_input_are_told(tiny):
             extractor(3, 2 * out)
         with pytest.raises(ValueError, match="got shape"):
             extractor(3, out[0])
+
+
+@pytest.mark.parametrize("name", ["GradCAM", "FinerCAM", "RefineCAM"])
+def test_a_warning_names_the_scripts_line(name, tiny):
+    """However the extractor is asked, and with another one inside."""
+    model, x = tiny
+    with getattr(ours, name)(model, ["1", "3"] if name == "RefineCAM" else "3") as extractor:
+        scores = 2 * model(x)
+        warned_line(lambda: extractor(3, scores), "a score of your own making")
+        warned_line(lambda: extractor.compute_cams(3, scores), "a score of your own making")

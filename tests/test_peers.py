@@ -1,4 +1,4 @@
-"""Every comparison with another library, in one table: where PyPI grad-cam, torchcam or captum compute the same thing, the maps agree.
+"""Every method against the libraries that have it, in one table: where grad-cam, torchcam or captum compute the same, the maps agree.
 
 Where one of them computes something else, nothing is compared: the method's page lists the difference, with its size.
 """
@@ -12,6 +12,7 @@ import pytest
 import timm
 import torch
 import torchvision
+from oracles_libraries import correlation, correlations, with_photos
 
 from gradcam_nb import (
     CAM,
@@ -32,7 +33,6 @@ from gradcam_nb import (
     SegEigenCAM,
     SmoothGradCAMPlusPlus,
     XGradCAM,
-    preprocess_for,
     record,
     vit_reshape_transform,
 )
@@ -60,38 +60,38 @@ def twin(weights):
         "mlp.fc1": "mlp.0",
         "mlp.fc2": "mlp.3",
     }
-    model.load_state_dict(
-        {functools.reduce(lambda name, pair: name.replace(*pair), names.items(), name): tensor for name, tensor in weights.items()}
-    )
+    renamed = {}
+    for name, tensor in weights.items():
+        for old, new in names.items():
+            name = name.replace(old, new)
+        renamed[name] = tensor
+    model.load_state_dict(renamed)
     return model.eval()
 
 
-VIT = lambda: timm.create_model("vit_tiny_patch16_224")
+def vit():
+    return timm.create_model("vit_tiny_patch16_224")
+
+
+def torchvision_vit():
+    return twin(vit().state_dict())
+
+
+VIT_LAYERS = ("blocks.11.norm1", "blocks.8.norm1", vit_reshape_transform)
+TWIN_LAYERS = ("encoder.layers.encoder_layer_11.ln_1", "encoder.layers.encoder_layer_8.ln_1", vit_reshape_transform)
 NETWORKS = {  # how it is built (real weights: by its name), the layer and one in front of it, how tokens are laid out
     "resnet18": (torchvision.models.resnet18, "layer4", "layer3", None),
     "resnet18, inner": (torchvision.models.resnet18, "layer3", "layer2", None),
     "vgg11": (torchvision.models.vgg11, "features.19", "features.14", None),
-    "vit": (VIT, "blocks.11.norm1", "blocks.8.norm1", vit_reshape_transform),
-    "torchvision vit": (
-        lambda: twin(VIT().state_dict()),
-        "encoder.layers.encoder_layer_11.ln_1",
-        "encoder.layers.encoder_layer_8.ln_1",
-        vit_reshape_transform,
-    ),
+    "vit": (vit, *VIT_LAYERS),
+    "torchvision vit": (torchvision_vit, *TWIN_LAYERS),
     "mobilenet_v2, real": ("mobilenet_v2_imagenet", "features.18", "features.13", None),
     "squeezenet1_1, real": ("squeezenet1_1_imagenet", "features.12", "features.7", None),
-    "vit, real": ("vit_tiny_imagenet", "blocks.11.norm1", "blocks.8.norm1", vit_reshape_transform),
-    "torchvision vit, real": (
-        "vit_tiny_imagenet",
-        "encoder.layers.encoder_layer_11.ln_1",
-        "encoder.layers.encoder_layer_8.ln_1",
-        vit_reshape_transform,
-    ),
+    "vit, real": ("vit_tiny_imagenet", *VIT_LAYERS),
+    "torchvision vit, real": ("vit_tiny_imagenet", *TWIN_LAYERS),
 }
-POOLED = [
-    "resnet18",
-    "mobilenet_v2, real",
-]  # behind the layer a global average and one linear layer: the gradient is the same at all places
+# Behind the layer a global average and one linear layer: the gradient is the same at all places.
+POOLED = ["resnet18", "mobilenet_v2, real"]
 CNNS = [*POOLED, "vgg11", "squeezenet1_1, real"]  # the layer gives nothing negative
 VITS = ["vit", "vit, real"]
 EVERY = [*CNNS, *VITS]
@@ -106,16 +106,13 @@ def case(name, data):
     if callable(build):
         model, x, classes = build().eval(), torch.randn(2, 3, 224, 224), [5, 7]
     else:
-        import demo_models
-
-        model, classes = getattr(demo_models, build)(data / "models"), [243, 281]
-        x = torch.cat([preprocess_for(model)(data / "images" / photo) for photo in ("misc/both.png", "coral/cat_720p.jpg")])
-        model = twin(model.state_dict()) if name.startswith("torchvision") else model
+        model, x, classes = with_photos(build, data)
+        if name.startswith("torchvision"):
+            model = twin(model.state_dict())
     # The others' backward passes go through all that learns: let them end in front of the layers asked about.
     model.requires_grad_(False).get_submodule(front).register_forward_hook(lambda module, given, output: output.requires_grad_())
-    return SimpleNamespace(
-        model=model, layer=layer, module=model.get_submodule(layer), front=front, both=[front, layer], reshape=reshape, x=x, classes=classes
-    )
+    network = dict(model=model, reshape=reshape, x=x, classes=classes)
+    return SimpleNamespace(layer=layer, module=model.get_submodule(layer), both=[front, layer], **network)
 
 
 def scores(n, loud=1):
@@ -127,13 +124,19 @@ def ours(method, *, loud=None, **options):
     return lambda n: method(n.model, n.layer, **options)(n.x, n.classes if loud is None else scores(n, loud))
 
 
+def turned_over(method):
+    return type(method.__name__, (method,), {"get_cam_image": lambda self, *asked: -method.get_cam_image(self, *asked)})
+
+
 def grad_cam(name, *, loud=1, flip=False, both=False, untold=False):
     def maps(n):
         package = pytest.importorskip("pytorch_grad_cam")
         peer, base = getattr(package, name), {"base_method": package.GradCAM} if both else {}
-        turned = type(name, (peer,), {"get_cam_image": lambda self, *asked: -peer.get_cam_image(self, *asked)}) if flip else peer
+        if flip:
+            peer = turned_over(peer)
         layers = [n.model.get_submodule(layer) for layer in (n.both if both else [n.layer])]
-        return torch.as_tensor(turned(n.model, layers, n.reshape, **base)(n.x, None if untold else scores(n, loud)))
+        targets = None if untold else scores(n, loud)
+        return torch.as_tensor(peer(n.model, layers, n.reshape, **base)(n.x, targets))
 
     return maps
 
@@ -156,17 +159,19 @@ def guided(n):
     return torch.stack([torch.as_tensor(peer(x[None].clone(), c)).permute(2, 0, 1) for x, c in zip(n.x, n.classes)])
 
 
-def torchcam(name, *, loud=None, both=False, how={}, **options):
+def torchcam(name, *, loud=None, both=False, how=None, **options):
     """Their raw map, resized as ours. LeGrad looks at all blocks and takes no reshape transform."""
 
     def maps(n):
         package = pytest.importorskip("torchcam.methods")
         laid = {"reshape_transform": n.reshape} if n.reshape and name != "LeGrad" else {}
         base = {"base_method": package.GradCAM} if both else {}
-        layers = list(n.model.encoder.layers) if name == "LeGrad" else n.both if both else n.layer
+        layers = n.both if both else n.layer
+        if name == "LeGrad":
+            layers = list(n.model.encoder.layers)
         with getattr(package, name)(n.model, layers, **laid, **base, **options) as extractor:
             asked = dict(class_idx=n.classes) if loud is None else dict(targets=scores(n, loud))
-            (raw,) = extractor(scores=n.model(n.x), normalized=False, **asked, **how)
+            (raw,) = extractor(scores=n.model(n.x), normalized=False, **asked, **(how or {}))
         return resize(raw.detach().clamp(min=0), n.x.shape[2:])
 
     return maps
@@ -191,9 +196,8 @@ def lifted(n):
 
 
 def one_concept(n):
-    return torch.as_tensor(
-        pytest.importorskip("pytorch_grad_cam.feature_factorization.deep_feature_factorization").dff(lifted(n).numpy(), 1)[1]
-    )
+    package = pytest.importorskip("pytorch_grad_cam.feature_factorization.deep_feature_factorization")
+    return torch.as_tensor(package.dff(lifted(n).numpy(), 1)[1])
 
 
 TABLE = {  # ours, theirs, the networks on which they compute the same thing
@@ -241,11 +245,6 @@ def drawn(here, name, data):
     return here(case(name, data))
 
 
-def alike(a, b):
-    """The correlation of two pictures' maps; not a number where a map is flat, which is no agreement."""
-    return np.corrcoef(np.asarray(a, float).ravel(), np.asarray(b, float).ravel())[0, 1]
-
-
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("row, name", [(row, name) for name in NETWORKS for row in TABLE if name in TABLE[row][2]])
 def test_agrees(row, name, request):
@@ -253,11 +252,13 @@ def test_agrees(row, name, request):
     here, there, _ = TABLE[row]
     a, b = drawn(here, name, data), there(case(name, data)).detach()
     ways = b if b.ndim > a.ndim else b[None]
-    assert a.shape == ways.shape[1:] and all(max(alike(one, way[i]) for way in ways) >= 0.999 for i, one in enumerate(a))
+    for picture, found in enumerate(zip(*(correlations(a, way) for way in ways))):
+        assert max(found) >= 0.999, picture
 
 
 def test_sobel_agrees_with_grad_cam():
     """On a faint grey picture: theirs works in whole numbers and cuts off at 255."""
     picture = np.random.default_rng(0).integers(0, 32, (40, 50, 1), np.uint8).repeat(3, 2)
     theirs = pytest.importorskip("pytorch_grad_cam.sobel_cam").sobel_cam(picture)
-    assert alike(sobel_cam(torch.from_numpy(picture).permute(2, 0, 1)[None])[0], theirs) >= 0.999
+    ours = sobel_cam(torch.from_numpy(picture).permute(2, 0, 1)[None])[0]
+    assert correlation(ours, theirs) >= 0.999

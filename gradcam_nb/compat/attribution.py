@@ -23,18 +23,24 @@ from ..targets.resolve import resolve_targets, total_score
 
 # %% ../../nbs/compat/attribution.ipynb #09
 def as_tuple(given) -> tuple:
-    return given if isinstance(given, tuple) else () if given is None else (given,)
+    "One thing, several or none, as several."
+    if given is None:
+        return ()
+    return given if isinstance(given, tuple) else (given,)
 
 
 def like(inputs, found):
+    "What was found, one or a tuple as the inputs are."
     return tuple(found) if isinstance(inputs, tuple) else found[0]
 
 
 def one_or_all(tensors):
+    "A tensor where there is one; a tuple where there are several."
     return tensors[0] if len(tensors) == 1 else tuple(tensors)
 
 
 def tensors_in(tree) -> list[Tensor]:
+    "All tensors inside tuples, lists and dicts."
     return [t for t in tree_leaves(tree) if isinstance(t, Tensor)]
 
 # %% ../../nbs/compat/attribution.ipynb #11
@@ -47,10 +53,14 @@ def target_score(
     def part(one):
         return (lambda output: output[one]) if isinstance(one, tuple) else one
 
+    def whole(output):
+        return output
+
     if target is None:
-        target = lambda output: output
-    target = [part(one) for one in target] if isinstance(target, list) else part(target)
-    return lambda output: total_score(resolve_targets(target, output, batch), output)
+        asked = whole
+    else:
+        asked = [part(one) for one in target] if isinstance(target, list) else part(target)
+    return lambda output: total_score(resolve_targets(asked, output, batch), output)
 
 # %% ../../nbs/compat/attribution.ipynb #14
 class Box(nn.Module):
@@ -84,7 +94,8 @@ class Box(nn.Module):
 
         # Never asked of the tensor itself: it may be a frozen parameter.
         def start(t):
-            return t.detach().clone().requires_grad_() if torch.is_grad_enabled() and t.is_floating_point() and not t.requires_grad else t
+            new = torch.is_grad_enabled() and t.is_floating_point() and not t.requires_grad
+            return t.detach().clone().requires_grad_() if new else t
 
         given = tree_map_only(Tensor, start, (args, kwargs))
         self.kept[layer] = [(t, t.detach().clone()) for t in tensors_in(given)]
@@ -92,9 +103,11 @@ class Box(nn.Module):
 
     def gradients(self, value):
         "The gradients of a score for what the layers were given."
-        wanted = [t for kept in self.kept.values() for t, _ in kept if t.requires_grad] if value.requires_grad else []
-        found = torch.autograd.grad(value, wanted, retain_graph=True, materialize_grads=True) if wanted else []
-        found = dict(zip(map(id, wanted), found))
+        wanted = [t for kept in self.kept.values() for t, _ in kept if t.requires_grad]
+        found = {}
+        if value.requires_grad and wanted:
+            gradients = torch.autograd.grad(value, wanted, retain_graph=True, materialize_grads=True)
+            found = {id(t): gradient for t, gradient in zip(wanted, gradients)}
         return {layer: [found.get(id(t), torch.zeros_like(t)) for t, _ in kept] for layer, kept in self.kept.items()}
 
 # %% ../../nbs/compat/attribution.ipynb #16
@@ -125,7 +138,8 @@ def tensors_of_layers(
     scored: bool = True,  # whether gradients are wanted
 ) -> list[tuple]:  # for each layer, of its last call: the tensors, and the gradients or None
     "What layers gave, or were given."
-    box, gradients = Box(forward_func, layer if isinstance(layer, (list, tuple)) else [layer], to_input), {}
+    layers = layer if isinstance(layer, (list, tuple)) else [layer]
+    box, gradients = Box(forward_func, layers, to_input), {}
 
     def score(output):
         value = target_score(target, _rows(inputs))(output)
@@ -133,10 +147,15 @@ def tensors_of_layers(
             gradients.update(box.gradients(value))
         return value
 
-    r = run_box(box, [box.input] if to_input else list(box.layers), inputs, more, score if scored else None)
+    watched = [box.input] if to_input else list(box.layers)
+    r = run_box(box, watched, inputs, more, score if scored else None)
     if to_input:
         return [([copy for _, copy in box.kept[one]], gradients.get(one)) for one in box.layers]
-    return [(tensors_in(r.activations[one][-1]), tensors_in(r.gradients[one][-1]) if scored else None) for one in box.layers]
+    found = []
+    for one in box.layers:
+        slopes = tensors_in(r.gradients[one][-1]) if scored else None
+        found.append((tensors_in(r.activations[one][-1]), slopes))
+    return found
 
 
 def input_gradients(

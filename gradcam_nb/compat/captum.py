@@ -7,11 +7,11 @@ __all__ = ['ABSENT', 'Attribution', 'LayerAttribution', 'LayerGradCam', 'LayerGr
            'InputXGradient', 'GuidedBackprop', 'GuidedGradCam']
 
 # %% ../../nbs/compat/captum.ipynb #04
-import warnings
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from ..engine.caller import warn_caller
 from torch import Tensor
 
 from .attribution import as_tuple, input_gradients, like, one_or_all, tensors_of_layers
@@ -34,7 +34,8 @@ class Attribution:
 
     @classmethod
     def get_name(cls) -> str:
-        return cls.__name__[0] + "".join(letter if letter.islower() else f" {letter}" for letter in cls.__name__[1:])
+        first, *rest = cls.__name__
+        return first + "".join(letter if letter.islower() else f" {letter}" for letter in rest)
 
 
 class LayerAttribution(Attribution):
@@ -50,6 +51,7 @@ class LayerAttribution(Attribution):
         self.layer, self.device_ids = layer, device_ids
 
     def _each(self, found):
+        "What was found for each layer; for one that was not in a list, for it alone."
         return found if isinstance(self.layer, (list, tuple)) else found[0]
 
     @staticmethod
@@ -75,12 +77,15 @@ class LayerGradCam(LayerAttribution):
         attr_dim_summation: bool = True,  # the sum over channels; False: each channel for itself
         grad_kwargs=None,  # no effect
     ):  # `B × 1 × spatial` of the layer; a tuple where the layer gives several tensors
-        ((found, gradients),) = tensors_of_layers(
-            self.forward_func, self.layer, inputs, additional_forward_args, attribute_to_layer_input, target
-        )
-        terms = [weigh(a, g.flatten(2).mean(-1) if g.ndim > 2 else g) for a, g in zip(found, gradients)]
-        maps = [combine(t)[:, None] for t in terms] if attr_dim_summation else terms
-        return one_or_all([m.clamp(min=0) for m in maps] if relu_attributions else maps)
+        asked = inputs, additional_forward_args, attribute_to_layer_input, target
+        ((found, gradients),) = tensors_of_layers(self.forward_func, self.layer, *asked)
+        weights = [g.flatten(2).mean(-1) if g.ndim > 2 else g for g in gradients]
+        maps = [weigh(a, w) for a, w in zip(found, weights)]
+        if attr_dim_summation:
+            maps = [combine(terms)[:, None] for terms in maps]
+        if relu_attributions:
+            maps = [m.clamp(min=0) for m in maps]
+        return one_or_all(maps)
 
 
 class LayerGradientXActivation(LayerAttribution):
@@ -91,8 +96,13 @@ class LayerGradientXActivation(LayerAttribution):
         self.multiplies_by_inputs = multiply_by_inputs
 
     def attribute(self, inputs, target=None, additional_forward_args=None, attribute_to_layer_input=False, grad_kwargs=None):
-        layers = tensors_of_layers(self.forward_func, self.layer, inputs, additional_forward_args, attribute_to_layer_input, target)
-        return self._each([one_or_all([a * g if self.multiplies_by_inputs else g for a, g in zip(*pair)]) for pair in layers])
+        asked = inputs, additional_forward_args, attribute_to_layer_input, target
+        attributions = []
+        for found, gradients in tensors_of_layers(self.forward_func, self.layer, *asked):
+            if self.multiplies_by_inputs:
+                gradients = [a * g for a, g in zip(found, gradients)]
+            attributions.append(one_or_all(gradients))
+        return self._each(attributions)
 
 
 class LayerActivation(LayerAttribution):
@@ -141,40 +151,42 @@ class GuidedGradCam(Attribution):
         heat = self.grad_cam.attribute(inputs, target, additional_forward_args, attribute_to_layer_input, relu_attributions=True)
         if isinstance(heat, tuple):
             raise ValueError(f"layer: it gives {len(heat)} tensors; pass one that gives a single one")
-        return like(
-            inputs,
-            [
-                self._on(g, heat, interpolate_mode)
-                for g in self.guided_backprop.attribute(as_tuple(inputs), target, additional_forward_args)
-            ],
-        )
+        guided = self.guided_backprop.attribute(as_tuple(inputs), target, additional_forward_args)
+        return like(inputs, [self._on(detail, heat, interpolate_mode) for detail in guided])
 
     def _on(self, detail, heat, mode):
+        "The heat map times the detail of one input, if it lies on it."
         if detail.ndim == heat.ndim > 2:
             return detail * LayerAttribution.interpolate(heat, detail.shape[2:], mode)
-        warnings.warn(
-            f"inputs: no heat map of shape {tuple(heat.shape)} lies on an input of shape {tuple(detail.shape)}; its attribution is empty",
-            stacklevel=3,
-        )
+        shape, given = tuple(heat.shape), tuple(detail.shape)
+        warn_caller(f"inputs: no heat map of shape {shape} lies on an input of shape {given}; its attribution is empty")
         return torch.empty(0)
 
 # %% ../../nbs/compat/captum.ipynb #25
 _REASONS = {  # a reason -> the names that it is of
-    "many runs between a baseline and the input; use captum for it": "IntegratedGradients DeepLift DeepLiftShap GradientShap LayerConductance LayerDeepLift LayerDeepLiftShap LayerGradientShap LayerIntegratedGradients InternalInfluence",
-    "it takes features away; gradcam_nb.RISE, AblationCAM and ScoreCAM are of that kind": "FeatureAblation FeaturePermutation Occlusion LayerFeatureAblation LayerFeaturePermutation",
-    "a model of the model; use captum for it": "ShapleyValueSampling ShapleyValues LimeBase Lime KernelShap",
-    "rules for each kind of layer; use captum or zennit for it": "LRP LayerLRP Deconvolution",
+    "many runs between a baseline and the input; use captum for it": """
+        DeepLift DeepLiftShap GradientShap IntegratedGradients InternalInfluence LayerConductance LayerDeepLift
+        LayerDeepLiftShap LayerGradientShap LayerIntegratedGradients""",
+    "it takes features away; gradcam_nb.RISE, AblationCAM and ScoreCAM are of that kind": """
+        FeatureAblation FeaturePermutation LayerFeatureAblation LayerFeaturePermutation Occlusion""",
+    "a model of the model; use captum for it": "KernelShap Lime LimeBase ShapleyValueSampling ShapleyValues",
+    "rules for each kind of layer; use captum or zennit for it": "Deconvolution LRP LayerLRP",
     "gradcam_nb.noisy makes the noisy views, and every gradcam_nb method takes them as aug_smooth": "NoiseTunnel",
     "gradcam_nb.overlay and gradcam_nb.grid draw": "visualization",
-    "a base class; subclass gradcam_nb.BaseCAM": "GradientAttribution PerturbationAttribution NeuronAttribution",
-    "it explains a neuron; use captum for it": "NeuronConductance NeuronFeatureAblation NeuronGradient NeuronIntegratedGradients NeuronDeepLift NeuronDeepLiftShap NeuronGradientShap NeuronDeconvolution NeuronGuidedBackprop",
-    "for text and tables; use captum for it": "LLMAttribution LLMAttributionResult LLMGradientAttribution RemoteLLMAttribution RemoteLLMProvider VLLMProvider InterpretableInput ImageMaskInput InterpretableEmbeddingBase TextTemplateInput TextTokenInput TokenReferenceBase ProductBaselines configure_interpretable_embedding_layer remove_interpretable_embedding_layer",
-    "statistics of many attributions; torch on the tensors does it": "Summarizer SummarizerSingleTensor CommonStats ClassSummarizer Mean StdDev MSE Var Min Max Sum Count StatValue",
+    "a base class; subclass gradcam_nb.BaseCAM": "GradientAttribution NeuronAttribution PerturbationAttribution",
+    "it explains a neuron; use captum for it": """
+        NeuronConductance NeuronDeconvolution NeuronDeepLift NeuronDeepLiftShap NeuronFeatureAblation NeuronGradient
+        NeuronGradientShap NeuronGuidedBackprop NeuronIntegratedGradients""",
+    "for text and tables; use captum for it": """
+        ImageMaskInput InterpretableEmbeddingBase InterpretableInput LLMAttribution LLMAttributionResult
+        LLMGradientAttribution ProductBaselines RemoteLLMAttribution RemoteLLMProvider TextTemplateInput TextTokenInput
+        TokenReferenceBase VLLMProvider configure_interpretable_embedding_layer remove_interpretable_embedding_layer""",
+    "statistics of many attributions; torch on the tensors does it": """
+        ClassSummarizer CommonStats Count MSE Max Mean Min StatValue StdDev Sum Summarizer SummarizerSingleTensor Var""",
     "loop over the batches: nothing is kept between them": "DataLoaderAttribution",
 }
-ABSENT: dict[str, str] = {
-    name: reason for reason, names in _REASONS.items() for name in names.split()
-}  # captum.attr's public names that are not offered -> why, and what serves
+# captum.attr's public names that are not offered -> why, and what serves
+ABSENT: dict[str, str] = {name: reason for reason, names in _REASONS.items() for name in names.split()}
 
 # %% ../../nbs/compat/captum.ipynb #26
 def __getattr__(name):

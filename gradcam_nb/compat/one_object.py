@@ -6,67 +6,25 @@
 __all__ = ['GradCAM', 'print_layername']
 
 # %% ../../nbs/compat/one_object.ipynb #04
-import sys
-import warnings
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from ..engine.caller import warn_caller
 from PIL import Image
 from torch import Tensor, nn
 
+from .figures import figure_path, four_panels, panels_figure, places_figure, show_at_once
+from .layer_number import numbered_layer
 from ..core.cam import finish
 from ..core.heatmap import stretch
-from ..engine.layers import list_layers
-from ..engine.live import live_layers, suggest_layer
 from ..engine.visit import unwrap
 from ..explanation import saw
-from ..imaging.figure import grid, shown_by_jupyter
-from ..imaging.overlay import colorize, overlay
+from ..imaging.figure import shown_by_jupyter
 from ..imaging.preprocess import Preprocess, preprocess_for
 from ..imaging.read import read_image
 from ..imaging.write import write_all
 from ..methods import gradcam
-
-# %% ../../nbs/compat/one_object.ipynb #10
-def _serving(model, x):
-    "Number from the end -> name, of the model's children that have places which the score depends on."
-    best = suggest_layer(model, x).name
-    seen = {layer.name: layer for layer in list_layers(model, x) if layer.grid and torch.Size(layer.grid).numel() > 1}
-    names = [name for name, _ in model.named_children()]
-    live = {layer.name for layer in live_layers(model, [seen[name] for name in names if name in seen], x)}
-    return {
-        behind: name
-        for behind, name in enumerate(reversed(names))
-        if behind and (name in live or name in seen and best.startswith(f"{name}."))
-    }
-
-
-def _numbered(model, layer_idx, x):
-    "The layer that a number means, and what is to be said about it."
-    names, behind = [name for name, _ in model.named_children()], abs(layer_idx)
-    name = names[-behind - 1] if 0 < behind < len(names) else None
-    layer = next((layer for layer in list_layers(model, x) if layer.name == name), None)
-    if layer is None or not layer.grid or torch.Size(layer.grid).numel() < 2:
-        why = (
-            f"{name!r} never ran"
-            if name and not layer
-            else f"{name!r} gives {tuple(layer.shape)}, which has no places on the picture"
-            if name
-            else f"the model has {len(names)} children"
-        )
-        serving = ", ".join(f"{n} ({name})" for n, name in _serving(model, x).items())
-        raise ValueError(
-            f"layer_idx: got {layer_idx}, but {why}; " + (f"pass {serving}, or a layer's name" if serving else "pass a layer's name")
-        )
-    if not live_layers(model, [layer], x):
-        best = suggest_layer(model, x)
-        if best.name.startswith(f"{name}."):
-            return (
-                best.module,
-                f"the score does not depend on what {name!r} says at the places of the picture; the last layer inside of it where it does: {best.name!r}",
-            )
-    return layer.module, ""
 
 # %% ../../nbs/compat/one_object.ipynb #12
 _TYPES = ("Normal", "ViT", "DeiT", "SwinT")
@@ -80,52 +38,30 @@ def _one_of(**given):
     return next(iter(got.values()), None)
 
 
+def _normal_of(transform):
+    "Mean and standard deviation of a transform's step that normalises, if it shows its steps."
+    steps = getattr(transform, "transforms", [])
+    return next(((step.mean, step.std) for step in steps if hasattr(step, "mean") and hasattr(step, "std")), None)
+
+
 def _share(threshold):
     "The share of the maximum below which all is zero."
     if not hasattr(threshold, "__float__") or not threshold > 1:
         raise ValueError(
-            f"heatmap_threshold: got {threshold!r}; pass a number above 1: what lies below the maximum divided by it becomes zero; float('inf') is a plain ReLU"
+            f"heatmap_threshold: got {threshold!r}; pass a number above 1: "
+            "what lies below the maximum divided by it becomes zero; float('inf') is a plain ReLU"
         )
     return 1 / float(threshold)
 
-# %% ../../nbs/compat/one_object.ipynb #13
-def _at_once(figure):
-    "The figure; in a notebook it is shown where it is made, and not again as that cell's value."
-    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
-    made_in = getattr(shell, "parent_header", None)
-    if not made_in:
-        return figure
-    from IPython.display import display
-
-    def show():
-        display({"image/png": figure._repr_png_()}, raw=True)
-
-    show()
-    figure._ipython_display_ = lambda: None if shell.parent_header is made_in or shell.parent_header == made_in else show()
-    return figure
-
-
-def _named(save_path, figure):
-    "A path with an ending that a figure can have."
-    given = Path(save_path)
-    path = given if given.suffix else given.with_suffix(".png")
-    if path.suffix[1:].lower() not in (kinds := figure.canvas.get_supported_filetypes()):
-        raise ValueError(f"save_path: {str(path)!r} ends in {path.suffix}; pass one of .{', .'.join(kinds)}")
-    if given.is_dir() or path.is_dir():
-        raise ValueError(f"save_path: {str(save_path)!r} is a folder; pass a file in it")
-    return path
-
 # %% ../../nbs/compat/one_object.ipynb #14
 class GradCAM:
-    "Grad-CAM of one picture with a threshold in place of the ReLU: call it, then show or save what it found. The model is left as it was."
+    "Grad-CAM of one picture, with a threshold in place of the ReLU. Call it, then show or save what it found."
 
     def __init__(
         self,
-        model: nn.Module,
+        model: nn.Module,  # left as it was
         img_path=None,  # the picture's file; grey ones are read as RGB
-        layer_idx: int
-        | str
-        | None = None,  # how many of the model's children stand behind the layer, or its name; left out: the last layer with places and a gradient
+        layer_idx: int | str | None = None,  # how many children stand behind the layer, or its name; left out: found
         input_size=None,  # width and height of the network's input; left out: the model's own
         model_type: str = "Normal",  # "Normal", "ViT", "DeiT" or "SwinT"; the places are found from the shapes in any case
         *,
@@ -137,9 +73,11 @@ class GradCAM:
         relu_threshold: float | None = None,  # another name of `heatmap_threshold`
         verbose: bool = False,  # print shapes, layer and class
     ):
-        self.model, self.img_path, self.im_value, self.transform, self.verbose = unwrap(model), img_path, img_value, transform, verbose
+        self.model, self.verbose = unwrap(model), verbose
+        self.img_path, self.im_value, self.transform = img_path, img_value, transform
         if (img_path is None) == (img_value is None):
-            raise ValueError(f"img_path, img_value: got {'neither' if img_path is None else 'both'}; pass one of them")
+            got = "neither" if img_path is None else "both"
+            raise ValueError(f"img_path, img_value: got {got}; pass one of them")
         if str(model_type).lower() not in map(str.lower, _TYPES):
             raise ValueError(f"model_type: got {model_type!r}; pass one of {', '.join(_TYPES)}, or leave it out")
         self.layer_idx, self.model_type = _one_of(layer_idx=layer_idx, layer_name=layer_name), model_type
@@ -153,20 +91,20 @@ class GradCAM:
     def _read(self):
         "The network's input, `1 × C × H × W`; how it was normalised is kept, to show the picture."
         source = self.img_path if self.im_value is None else self.im_value
-        steps = getattr(self.transform, "transforms", [])
-        self.normal = next(((step.mean, step.std) for step in steps if hasattr(step, "mean") and hasattr(step, "std")), None)
+        self.normal = _normal_of(self.transform)
         if self.transform:
             x = self.transform(source if isinstance(source, Tensor) else read_image(source))
         elif isinstance(source, Tensor):
             x = source
         else:
-            own = preprocess_for(self.model)
-            own = replace(own, size=self.input_shape[::-1] if self.input_shape else own.size, resize="squash", crop_pct=1.0)
+            own = replace(preprocess_for(self.model), resize="squash", crop_pct=1.0)
+            if self.input_shape:
+                own = replace(own, size=self.input_shape[::-1])
             x, self.normal = own(source), (own.mean, own.std)
         if not isinstance(x, Tensor) or x.ndim not in (3, 4) or (x.ndim == 4 and len(x) > 1):
-            raise ValueError(
-                f"{'transform' if self.transform else 'img_value'}: gave {tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__}; one picture is a tensor C × H × W"
-            )
+            argument = "transform" if self.transform else "img_value"
+            gave = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+            raise ValueError(f"{argument}: gave {gave}; one picture is a tensor C × H × W")
         like = next(self.model.parameters(), torch.empty(0))
         return x.reshape(-1, *x.shape[-2:])[None].to(like.device, like.dtype)
 
@@ -177,29 +115,28 @@ class GradCAM:
     ):  # the heat map, `h × w` of the layer, uint8 (numpy)
         "Run the model and form the heat map."
         share = _share(self.threshold if heatmap_threshold is None else heatmap_threshold)
-        model, note = self.model, ""
+        layer, note = self.layer_idx, ""
         try:
-            layer, note = _numbered(model, self.layer_idx, self.img) if hasattr(self.layer_idx, "__index__") else (self.layer_idx, "")
-            cam = gradcam.GradCAM(model, layer)
+            if hasattr(layer, "__index__"):
+                layer, note = numbered_layer(self.model, layer, self.img)
+            cam = gradcam.GradCAM(self.model, layer)
             run = cam.run(self.img, target)
         except (RuntimeError, AssertionError) as error:
-            raise ValueError(
-                f"input_size: the model failed on an input of {tuple(self.img.shape)} ({(str(error).splitlines() or [type(error).__name__])[0]}); pass the size that it takes"
-            ) from error
+            shape, reason = tuple(self.img.shape), (str(error).splitlines() or [type(error).__name__])[0]
+            raise ValueError(f"input_size: the model failed on an input of {shape} ({reason}); pass the size that it takes") from error
         self.layer = run.name(run.layers[0])
         maps = [cam.get_layer_map(run, call) for call in run.calls(run.layers[0])]
         self.enlarged = cam.draw(run, threshold=share)[0].cpu()
         self.heatmap = (255 * finish(maps, maps[-1].shape[1:], "mean", share)[0]).byte().cpu().numpy()
-        if seen := saw(model, cam.outputs):
+        if seen := saw(self.model, cam.outputs):
             top = max(seen, key=lambda one: one.score)
             self.result_class, self.confidence = top.index, round(100 * top.probability, 2)
         if note:
-            warnings.warn(f"layer_idx {self.layer_idx}: {note}", stacklevel=2)
+            warn_caller(f"layer_idx {self.layer_idx}: {note}")
         if self.verbose:
+            shape = tuple(run.record.activations[run.layers[0]][-1].shape)
             print(f"input {tuple(self.img.shape)}: class {self.result_class} with {self.confidence} %")
-            print(
-                f"layer {self.layer!r}: activations {tuple(run.record.activations[run.layers[0]][-1].shape)}, map {self.heatmap.shape}, zero below {share:.3g} of its maximum"
-            )
+            print(f"layer {self.layer!r}: activations {shape}, map {self.heatmap.shape}, zero below {share:.3g} of its maximum")
         return self.heatmap
 
     def origin_cam_visualization(
@@ -207,24 +144,19 @@ class GradCAM:
         save_path: str | Path | None = None,  # where to write the figure; its folder is made
     ):  # a matplotlib figure
         "The map in the layer's own size: one square a place."
-        from matplotlib.figure import Figure
-
         if self.heatmap is None:
             self()
-        figure = Figure(figsize=(4, 4 * self.heatmap.shape[0] / self.heatmap.shape[1] + 0.3), layout="constrained")
-        panel = figure.subplots()
-        panel.imshow(self.heatmap, vmin=0, vmax=255, interpolation="nearest")
-        panel.set_title(f"Heatmap of {self.layer}, {self.heatmap.shape[0]} × {self.heatmap.shape[1]}", fontsize=10)
+        figure = places_figure(self.heatmap, self.layer)
         if save_path is not None:
-            write_all({_named(save_path, figure): figure.savefig})
-        return _at_once(shown_by_jupyter(figure))
+            write_all({figure_path(save_path, figure): figure.savefig})
+        return show_at_once(shown_by_jupyter(figure))
 
     def imposing_visualization(
         self,
         save_path: str | Path | None = None,  # where to write the figure; its folder is made
-        denormalize=None,  # mean and standard deviation of each channel; left out: as the picture was normalised, where that is known
+        denormalize=None,  # mean and standard deviation of each channel; left out: those of the preprocessing, if known
         *,
-        save_panels: bool = False,  # also each panel as a PNG of its own: -original, -overlapped, -heatmap and -colormap behind the name
+        save_panels: bool = False,  # also each panel as a PNG: -original, -overlapped, -heatmap, -colormap behind the name
         size: float = 3.0,  # width of a panel, in inches
     ):  # a matplotlib figure
         "Four panels: the picture, the overlay, the map's magnitude, its colours."
@@ -232,33 +164,23 @@ class GradCAM:
             raise ValueError("save_panels: there is no save_path; pass the path of the figure, and the panels stand beside it")
         if self.heatmap is None:
             self()
-        picture = self._picture(denormalize or self.normal)
-        panels = dict(
-            original=picture,
-            overlapped=overlay(picture, self.enlarged, colormap="jet"),
-            heatmap=colorize(self.enlarged, "viridis"),
-            colormap=colorize(self.enlarged, "jet"),
-        )
-        figure = grid(
-            list(panels.values()),
-            ["Original image", "Overlapped colormap image", "Heatmap (2-D magnitude)", "Projected colormap (3-D)"],
-            columns=2,
-            size=size,
-        )
+        panels = four_panels(self._picture(denormalize or self.normal), self.enlarged)
+        figure = panels_figure(panels, size)
         if save_path is not None:
-            path = _named(save_path, figure)
-            panels["heatmap"] = Image.fromarray((255 * self.enlarged).byte().numpy())
-            write_all(
-                {path: figure.savefig}
-                | ({path.with_name(f"{path.stem}-{name}.png"): panel.save for name, panel in panels.items()} if save_panels else {})
-            )
-        return _at_once(figure)
+            path = figure_path(save_path, figure)
+            files = {path: figure.savefig}
+            if save_panels:
+                panels["heatmap"] = Image.fromarray((255 * self.enlarged).byte().numpy())
+                files |= {path.with_name(f"{path.stem}-{name}.png"): panel.save for name, panel in panels.items()}
+            write_all(files)
+        return show_at_once(figure)
 
     def _picture(self, normal):
         "What the network saw."
         if normal is None:
             return read_image(stretch(self.img.float().cpu())[0])
-        return Preprocess(tuple(self.img.shape[2:]), *(tuple(map(float, values)) for values in normal)).undo(self.img)
+        mean, std = (tuple(map(float, values)) for values in normal)
+        return Preprocess(tuple(self.img.shape[2:]), mean, std).undo(self.img)
 
 # %% ../../nbs/compat/one_object.ipynb #15
 def print_layername(

@@ -4,18 +4,19 @@
 
 # %% auto #0
 __all__ = ['ABSENT', 'OutputTarget', 'GradCAM', 'GradCAMpp', 'XGradCAM', 'LayerCAM', 'CAM', 'SmoothGradCAMpp', 'ScoreCAM',
-           'SSCAM', 'ISCAM', 'LeGrad', 'RefineCAM', 'FinerCAM', 'overlay_mask']
+           'SSCAM', 'ISCAM', 'RefineCAM', 'FinerCAM', 'LeGrad', 'overlay_mask']
 
 # %% ../../nbs/compat/torchcam.ipynb #04
 from collections.abc import Callable
 from functools import partial
-from math import isqrt
 from typing import Any
 
 import torch
+from .extractor import Around, Extractor, common_shape
 from torch import Tensor
 
-from .extractor import Around, Extractor, common_shape
+from .legrad import LeGrad
+from .overlay_mask import overlay_mask
 from ..core.cam import combine, weigh
 from ..core.heatmap import resize, stretch
 from ..engine.visit import find_layer
@@ -25,12 +26,10 @@ from ..methods.gradcam import GradCAM as _GradCAM
 from ..methods.gradcam_plusplus import GradCAMPlusPlus as _GradCAMPlusPlus
 from ..methods.iscam import ISCAM as _ISCAM
 from ..methods.layercam import LayerCAM as _LayerCAM
-from ..methods.legrad import LeGrad as _LeGrad
 from ..methods.scorecam import ScoreCAM as _ScoreCAM
 from ..methods.smooth_gradcam_plusplus import SmoothGradCAMPlusPlus as _SmoothGradCAMPlusPlus
 from ..methods.sscam import SSCAM as _SSCAM
 from ..methods.xgradcam import XGradCAM as _XGradCAM
-from ..reshape.vit import token_grid
 
 # %% ../../nbs/compat/torchcam.ipynb #09
 class GradCAM(Extractor):
@@ -67,9 +66,9 @@ class _RowsCAM(_CAM):
     fc = None
 
     def get_layer_map(self, run, call, eigen_smooth=False):
-        return combine(
-            weigh(call.activations, self.fc.weight.detach().float().flatten(1)[[target.category for target in run.targets]]), eigen_smooth
-        )
+        rows = self.fc.weight.detach().float().flatten(1)
+        asked = rows[[target.category for target in run.targets]]
+        return combine(weigh(call.activations, asked), eigen_smooth)
 
 # %% ../../nbs/compat/torchcam.ipynb #12
 class CAM(Extractor):
@@ -124,47 +123,6 @@ class ISCAM(Extractor):
     def __init__(self, model, target_layer=None, batch_size=32, num_samples=10, input_shape=(3, 224, 224), **how):
         super().__init__(model, target_layer, input_shape, batch_size=batch_size, progress=False, steps=num_samples, **how)
 
-# %% ../../nbs/compat/torchcam.ipynb #16
-class _BlocksLeGrad(_LeGrad):
-    "LeGrad over the blocks that were named; the mean, nothing subtracted."
-
-    def __init__(self, model, blocks, reshape_transform=None):
-        super().__init__(model, blocks, reshape_transform)
-        self.inside = {module for block in blocks for module in block.modules()}
-
-    def get_patch_map(self, layers, prefix):
-        chosen = [layer.gradient.float().clamp(min=0).mean((1, 2)) for layer in layers if layer.module in self.inside]
-        if not chosen:
-            raise ValueError("target_layer: no attention in it; pass blocks of the transformer")
-        return torch.stack(chosen).mean(0)[:, prefix:]
-
-# %% ../../nbs/compat/torchcam.ipynb #17
-class LeGrad(Extractor):
-    "[LeGrad](../methods/legrad.ipynb): one map of all blocks."
-
-    method, takes_targets = _BlocksLeGrad, False
-
-    def __init__(self, model, target_layer, *, score_projection=None, prefix_tokens=None, grid_shape=None, enable_hooks=True):
-        if target_layer is None or target_layer == []:
-            raise ValueError("target_layer: LeGrad needs a block, got none; pass one or a list of them")
-        if score_projection is not None:
-            raise ValueError("score_projection: the model's own head is found; leave it out")
-        super().__init__(model, target_layer, enable_hooks=enable_hooks)
-        self.prefix_tokens, self.grid_shape = prefix_tokens, grid_shape
-
-    def _maps(self, run):
-        tokens = run.record.layers[-1].weights.shape[-1]
-        if self.prefix_tokens is None and self.grid_shape is None:
-            prefix, *shape = token_grid(tokens, run.size) or (0, 0)
-        else:
-            shape = self.grid_shape or (isqrt(tokens - self.prefix_tokens),) * 2
-            prefix = tokens - shape[0] * shape[1] if self.prefix_tokens is None else self.prefix_tokens
-        if torch.Size(shape).numel() != tokens - prefix:
-            raise ValueError(
-                f"grid_shape: {tokens} tokens are no grid {tuple(shape)} behind {prefix} others; pass grid_shape and prefix_tokens"
-            )
-        return [self._cam.get_patch_map(run.record.layers, prefix).unflatten(1, tuple(shape))]
-
 # %% ../../nbs/compat/torchcam.ipynb #19
 class RefineCAM(Around):
     "[RefineCAM](../methods/refinecam.ipynb): the product of the layers' maps, in the finest one's size."
@@ -189,46 +147,31 @@ class FinerCAM(Around):
 
     def __init__(self, model, target_layer=None, input_shape=(3, 224, 224), *, base_method=GradCAM, gamma=0.6, num_references=3, **options):
         if num_references < 1 or gamma < 0:
-            raise ValueError(
-                f"num_references, gamma: got {num_references}, {gamma}; pass one class or more and a gamma that is not negative"
-            )
+            got = f"{num_references}, {gamma}"
+            raise ValueError(f"num_references, gamma: got {got}; pass one class or more and a gamma that is not negative")
         super().__init__(base_method, model, target_layer, input_shape, **options)
         self.gamma, self.num_references = gamma, num_references
 
     def compute_cams(self, class_idx, scores=None, comparison_idx=None, normalized=True, *, retain_graph=False, eps=0.0) -> list[Tensor]:
-        classes, rows = class_idx if isinstance(class_idx, list) else [class_idx], comparison_idx
-        if rows is None:
-            rows = [self.num_references]
-        elif not isinstance(rows, list) or not isinstance(rows[0], list):
-            rows = [rows if isinstance(rows, list) else [rows]]
+        classes = class_idx if isinstance(class_idx, list) else [class_idx]
+        rows = self._rows(comparison_idx)
         if len(classes) != len(rows) and 1 not in (len(classes), len(rows)):
             raise ValueError(f"comparison_idx: got {len(rows)} rows for {len(classes)} classes; pass one, or one for each picture")
         many = max(len(classes), len(rows))
         pairs = zip(classes * (many // len(classes)), rows * (many // len(rows)))
-        return self.base_cam._explain([FinerTarget(category, self.gamma, row) for category, row in pairs], scores, normalized)
+        targets = [FinerTarget(category, self.gamma, row) for category, row in pairs]
+        return self.base_cam.explain(targets, scores, normalized)
+
+    def _rows(self, comparison_idx):
+        "For each picture, or once for all, the classes to compare with; or how many of those most like it."
+        if comparison_idx is None:
+            return [self.num_references]
+        if not isinstance(comparison_idx, list):
+            return [[comparison_idx]]
+        return comparison_idx if isinstance(comparison_idx[0], list) else [comparison_idx]
 
     def fuse_cams(self, cams, target_shape=None) -> Tensor:
         return self.base_cam.fuse_cams(cams, target_shape)
-
-# %% ../../nbs/compat/torchcam.ipynb #25
-def overlay_mask(
-    img,  # a PIL image, grey or RGB
-    mask,  # a PIL image of one channel: "F" from 0 to 1, or "L"
-    colormap="jet",  # a name or a colormap of matplotlib's
-    alpha: float = 0.7,  # of the picture, from 0 to below 1
-):  # a PIL image of the picture's size
-    "The map laid over a picture."
-    import matplotlib
-    import numpy as np
-    from PIL import Image
-
-    if not isinstance(img, Image.Image) or not isinstance(mask, Image.Image):
-        raise TypeError(f"img, mask: expected PIL images, got {type(img).__name__}, {type(mask).__name__}; to_pil_image makes them")
-    if not 0 <= alpha < 1:
-        raise ValueError(f"alpha: got {alpha}; pass the picture's share, from 0 to below 1")
-    heat = np.asarray(mask.resize(img.size, Image.Resampling.BICUBIC), dtype=np.float32) / (255 if mask.mode == "L" else 1)
-    colours = matplotlib.colormaps.get_cmap(colormap)(heat**2, bytes=True)[..., :3]
-    return Image.blend(Image.fromarray(colours), img.convert("RGB"), float(alpha))
 
 # %% ../../nbs/compat/torchcam.ipynb #29
 ABSENT: dict[str, str] = {
@@ -243,6 +186,7 @@ ABSENT: dict[str, str] = {
 }  # torchcam's public names that are not offered -> why, and what serves
 
 OutputTarget = Callable[[Any], Tensor]
+_all_ = [LeGrad, overlay_mask]  # they have pages of their own, and are offered here
 
 # %% ../../nbs/compat/torchcam.ipynb #30
 def __getattr__(name):

@@ -6,11 +6,10 @@
 __all__ = ['blank_is_no_news', 'is_blank', 'warn_blank']
 
 # %% ../../nbs/core/blank.ipynb #c97aef8b
-import sys
-import warnings
 from contextlib import contextmanager
 from contextvars import ContextVar
 
+from ..engine.caller import warn_caller
 from torch import Tensor
 
 # %% ../../nbs/core/blank.ipynb #b4c6ac53
@@ -41,7 +40,4 @@ def warn_blank(
     "Warn that maps are blank, at the line that called into this package."
     if _silent.get():
         return
-    frame, level = sys._getframe(1), 2
-    while frame.f_back and frame.f_globals.get("__name__", "").split(".")[0] == __package__.split(".")[0]:
-        frame, level = frame.f_back, level + 1
-    warnings.warn(f"blank heat map for picture {blank.nonzero().flatten().tolist()}: {why}", stacklevel=level - 1)
+    warn_caller(f"blank heat map for picture {blank.nonzero().flatten().tolist()}: {why}")

@@ -30,9 +30,9 @@ def scale_cam_image(
 ) -> np.ndarray:  # float32, each from 0 to 1
     "Each map from its minimum to its maximum, enlarged."
     maps = _tensor(cam)
-    edge = lambda values: values.reshape(-1, *[1] * (maps.ndim - 1))
-    maps = maps - edge(maps.flatten(1).amin(1))
-    maps = maps / (1e-7 + edge(maps.flatten(1).amax(1)))
+    places = tuple(range(1, maps.ndim))
+    maps = maps - maps.amin(places, keepdim=True)
+    maps = maps / (1e-7 + maps.amax(places, keepdim=True))
     return (maps if target_size is None else resize(maps, target_size[::-1])).numpy()
 
 
@@ -58,7 +58,8 @@ def get_2d_projection_kernel(
     gamma=None,  # how fast the kernel bends; left out: 1 / channels
 ) -> np.ndarray:  # `B × spatial`, float32
     "The first kernel principal component, the right way up."
-    return KPCA_CAM(torch.nn.Identity(), kernel=kernel, gamma=gamma).get_cam_image(_tensor(activation_batch), None).float().numpy()
+    method = KPCA_CAM(torch.nn.Identity(), kernel=kernel, gamma=gamma)
+    return method.get_cam_image(_tensor(activation_batch), None).float().numpy()
 
 
 def get_2d_projection_with_sign_correction(
@@ -141,12 +142,9 @@ class GuidedBackpropReLUModel:
         target_category=None,  # a class; left out: the top one
     ) -> np.ndarray:  # `H × W × C`, any sign
         "The guided gradient at the input."
-        return (
-            guided_backprop.GuidedBackpropReLUModel(self.model, self.device)(input_img[:1].detach(), target_category)[0]
-            .permute(1, 2, 0)
-            .cpu()
-            .numpy()
-        )
+        method = guided_backprop.GuidedBackpropReLUModel(self.model, self.device)
+        (guided,) = method(input_img[:1].detach(), target_category)
+        return guided.permute(1, 2, 0).cpu().numpy()
 
 # %% ../../../nbs/compat/pytorch_grad_cam/arrays.ipynb #18
 def dff(
@@ -158,11 +156,13 @@ def dff(
 
 
 class DeepFeatureFactorization(native.DeepFeatureFactorization):
-    "The concepts of a layer, as arrays."
+    "The concepts of a layer, as arrays; the third is there if there is a computation that says something of each concept."
 
     def __call__(
-        self, input_tensor, n_components=16
-    ) -> tuple:  # concepts `C × n_components`; heat maps, a list of `n_components × H × W`; what the computation says of each concept, if there is one
+        self,
+        input_tensor,  # `B × C × H × W`
+        n_components=16,  # how many concepts
+    ) -> tuple:  # concepts `C × n_components`; heat maps, a list of `n_components × H × W`; what is said of the concepts
         concepts, heats, *said = [part.cpu().numpy() for part in super().__call__(input_tensor, n_components)]
         return concepts, list(heats), *said
 
