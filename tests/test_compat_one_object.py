@@ -11,12 +11,12 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from gradcam_nb.compat.one_object import GradCAM, print_layername
 from oracles_libraries import left_as_it_was, warned_line
 from PIL import Image
 from torch import nn
 
 import gradcam_nb
+from gradcam_nb.compat.one_object import GradCAM, print_layername
 
 
 @pytest.fixture(scope="module")

@@ -11,11 +11,11 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from ..engine.caller import warn_caller
 from torch import Tensor
 
 from .attribution import as_tuple, input_gradients, like, one_or_all, tensors_of_layers
 from ..core.cam import combine, weigh
+from ..engine.caller import warn_caller
 
 # %% ../../nbs/compat/captum.ipynb #09
 class Attribution:

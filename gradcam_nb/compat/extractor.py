@@ -12,12 +12,12 @@ from contextvars import ContextVar
 from inspect import signature
 
 import torch
-from ..engine.caller import warn_caller
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from .last_layer import last_layer
 from ..core.heatmap import resize, stretch
+from ..engine.caller import warn_caller
 from ..engine.visit import find_layer
 
 # %% ../../nbs/compat/extractor.ipynb #12

@@ -9,8 +9,8 @@ __all__ = ['LeGrad']
 from math import isqrt
 
 import torch
-from .extractor import Extractor
 
+from .extractor import Extractor
 from ..methods import legrad
 from ..reshape.vit import token_grid
 

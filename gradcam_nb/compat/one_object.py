@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from ..engine.caller import warn_caller
 from PIL import Image
 from torch import Tensor, nn
 
@@ -18,6 +17,7 @@ from .figures import figure_path, four_panels, panels_figure, places_figure, sho
 from .layer_number import numbered_layer
 from ..core.cam import finish
 from ..core.heatmap import stretch
+from ..engine.caller import warn_caller
 from ..engine.visit import unwrap
 from ..explanation import saw
 from ..imaging.figure import shown_by_jupyter

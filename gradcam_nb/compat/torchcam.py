@@ -12,9 +12,9 @@ from functools import partial
 from typing import Any
 
 import torch
-from .extractor import Around, Extractor, common_shape
 from torch import Tensor
 
+from .extractor import Around, Extractor, common_shape
 from .legrad import LeGrad
 from .overlay_mask import overlay_mask
 from ..core.cam import combine, weigh

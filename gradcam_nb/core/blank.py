@@ -9,8 +9,9 @@ __all__ = ['blank_is_no_news', 'is_blank', 'warn_blank']
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-from ..engine.caller import warn_caller
 from torch import Tensor
+
+from ..engine.caller import warn_caller
 
 # %% ../../nbs/core/blank.ipynb #b4c6ac53
 _silent = ContextVar("silent", default=False)

@@ -90,7 +90,7 @@ class DeepFeatureFactorization:
         if self.target_layer is None:
             self.target_layer = suggest_layer(self.model, input_tensor).module
         r = record(self.model, [self.target_layer], input_tensor)
-        run = Run(r, [self.target_layer], [None] * batch, size, self.reshape_transform)
+        run = Run(r, [self.target_layer], [[None] * batch], size, self.reshape_transform)
         first_call = next(run.calls(self.target_layer))
         concepts, explanations = dff(first_call.activations, n_components)
         heats = resize(explanations.flatten(0, 1), size).unflatten(0, (batch, n_components))

@@ -6,13 +6,13 @@
 __all__ = ['benchmark']
 
 # %% ../../nbs/metrics/benchmark.ipynb #04
-import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from ..engine.caller import warn_caller
 from .localisation import as_masks
 from .measured import Measured, settings_of
 from .metric import ask_metric, heat_maps
@@ -74,7 +74,7 @@ def benchmark(
     methods = {name: method(model) if isinstance(method, type) else method for name, method in methods.items()}
     for name, metric in metrics.items():
         if getattr(metric, "misleads", ""):
-            warnings.warn(f"{name}: {metric.misleads}", stacklevel=2)
+            warn_caller(f"{name}: {metric.misleads}")
     settings = {
         "seed": {"": seed},
         "metrics": {name: settings_of(metric) for name, metric in metrics.items()},
@@ -118,6 +118,6 @@ def _measure(store, where, method, metrics, given, seed, refused):
                     values = ask_metric(metric, **{**given, "cams": cams})
         except (ValueError, TypeError, NotImplementedError) as error:
             if (name, metric_name) not in refused:
-                warnings.warn(f"{name} × {metric_name} has no number: {error}", stacklevel=3)
+                warn_caller(f"{name} × {metric_name} has no number: {error}")
             refused.add((name, metric_name))
         store.add(piece, [float(value) for value in values])

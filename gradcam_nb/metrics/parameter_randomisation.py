@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.jit import ScriptModule
 
 from ..engine.batches import in_batches
+from ..engine.caller import warn_caller
 from ..engine.visit import find_layer, unwrap
 from .forgetting import copied_together, learnt_layers, redraw
 from .robustness import RobustnessMetric, model_of
@@ -124,7 +125,7 @@ class ParameterRandomisation(RobustnessMetric):
         "The mean similarity of each picture's maps over the stages."
         stages = self.stages(input_tensor, cams, targets, model)
         if stages.flagged:
-            warnings.warn(stages.verdict, stacklevel=2)
+            warn_caller(stages.verdict)
         return stages.similarity.mean(0)
 
     def stages(

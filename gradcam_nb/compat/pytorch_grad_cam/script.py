@@ -12,12 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from ...engine.caller import warn_caller
 from PIL import Image
 from torch import Tensor, nn
 
 from ...ask import NamedClass, read_picture
 from ...catalogue import find_method
+from ...engine.caller import warn_caller
 from ...engine.record import record
 from ...engine.visit import FromInput, evaluating, unwrap
 from ...explanation import Seen, saw
