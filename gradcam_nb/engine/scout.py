@@ -87,7 +87,8 @@ class Scout(Keeper):
     def keep(self, layer, value):
         if not isinstance(value, Tensor) or not value.is_floating_point():
             return value, value
-        kept = value if value.requires_grad else value.detach().requires_grad_()
+        # A view has no part in what the module itself still makes of the value, such as a pooled output beside it.
+        kept = value.view_as(value) if value.requires_grad else value.detach().requires_grad_()
         handed = kept.clone()
         self.handed.append((layer, kept, handed, (kept._version, handed._version)))
         return kept, handed
