@@ -39,10 +39,12 @@ def pytorch_grad_cam(batch):
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
     model, x = model_and_input(batch)
-    return partial(GradCAM(model=model, target_layers=[model.layer4[-1]]), x, [ClassifierOutputTarget(5)] * batch)
+    cam = GradCAM(model=model, target_layers=[model.layer4[-1]])
+    return partial(cam, x, [ClassifierOutputTarget(5)] * batch)
 
 
 def _rows(group, batch, bound, **options):
+    """GradCAM beside the forward pass, and beside the other library's where it is installed."""
     rows = [
         Case(group, "forward", partial(forward, batch), **options),
         Case(group, "GradCAM", partial(method, "GradCAM", batch), bound, **options),

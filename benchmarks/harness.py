@@ -73,17 +73,24 @@ def peak_memory(case: Case) -> int:
     return receive.recv()
 
 
+def median_memory(case: Case) -> float:
+    """Of at most three processes."""
+    return statistics.median(peak_memory(case) for _ in range(min(3, case.rounds)))
+
+
 def measure(cases: list[Case]) -> list[dict]:
     """A row for each case: its multiple of the first case of its group."""
     rows = []
     for group in dict.fromkeys(case.group for case in cases):
         members = [case for case in cases if case.group == group]
-        if members[0].memory:
-            values = [statistics.median(peak_memory(case) for _ in range(min(3, case.rounds))) for case in members]
-        elif members[0].in_turns:
+        first = members[0]
+        if first.memory:
+            values = [median_memory(case) for case in members]
+        elif first.in_turns:
             values = times_in_turns(members)
         else:
-            values = times(members, members[0].rounds)
+            values = times(members, first.rounds)
         for case, value in zip(members, values):
-            rows.append(dict(group=group, case=case.name, multiple=round(value / values[0], 3), bound=case.bound))
+            multiple = round(value / values[0], 3)
+            rows.append(dict(group=group, case=case.name, multiple=multiple, bound=case.bound))
     return rows

@@ -35,8 +35,12 @@ def theirs():
 
 
 def _kept(x):
-    order = ranks(_heat_map(x))
-    return torch.cat([kept for p in PERCENTILES for kept in (order < p / 100 * order.numel(), order >= (1 - p / 100) * order.numel())])
+    """The pixels that stay: the most relevant of each percentile, and the least relevant."""
+    order, kept = ranks(_heat_map(x)), []
+    for p in PERCENTILES:
+        n = order.numel()
+        kept += [order < p / 100 * n, order >= (1 - p / 100) * n]
+    return torch.cat(kept)
 
 
 def our_filling():
@@ -51,13 +55,11 @@ def their_filling():
     return lambda: [NoisyLinearImputer()(x[0].cpu(), kept.float().cpu()) for kept in _kept(x)]
 
 
-METRICS = (
-    [
+METRICS = []
+if find_spec("pytorch_grad_cam"):
+    METRICS = [
         Case("ROADCombined, batch 1", "PyPI grad-cam: ROADCombined", theirs, rounds=3),
         Case("ROADCombined, batch 1", "ROADCombined", ours, 0.35, rounds=3),
         Case("ROAD's filling, batch 1", "PyPI grad-cam: filling", their_filling, rounds=3),
         Case("ROAD's filling, batch 1", "filling", our_filling, 0.1, rounds=3),
     ]
-    if find_spec("pytorch_grad_cam")
-    else []
-)

@@ -23,7 +23,8 @@ def passes(channels, size):
     cam = ScoreCAM(model, model.layer4[-1], _some(channels), batch_size=size, progress=False)
     run = cam.run(x, 5)
     (call,) = run.calls(model.layer4[-1])
-    rows = x.repeat(int(cam.chosen(run, call, [run.targets]).sum()), 1, 1, 1).split(size)
+    n = int(cam.chosen(run, call, [run.targets]).sum())
+    rows = x.repeat(n, 1, 1, 1).split(size)
 
     def call():
         with torch.inference_mode():
@@ -52,14 +53,16 @@ def ours(name, layer="layer4.2", channels=None, **how):
     """One of our methods on one picture."""
     model, x = model_and_input(1)
     transform = None if channels is None else _some(channels)
-    return partial(getattr(gradcam_nb, name)(model, layer, transform, progress=False, **how), x, 5)
+    method = getattr(gradcam_nb, name)
+    return partial(method(model, layer, transform, progress=False, **how), x, 5)
 
 
 def _halves(model):
-    stem = torch.nn.Sequential(
-        model.conv1, model.bn1, model.relu, model.maxpool, model.layer1, model.layer2, model.layer3, model.layer4[:2]
-    )
-    return stem, torch.nn.Sequential(model.layer4[2], model.avgpool, torch.nn.Flatten(), model.fc)
+    """All but the last block and the head, and these."""
+    first = [model.conv1, model.bn1, model.relu, model.maxpool]
+    stages = [model.layer1, model.layer2, model.layer3, model.layer4[:2]]
+    last = [model.layer4[2], model.avgpool, torch.nn.Flatten(), model.fc]
+    return torch.nn.Sequential(*first, *stages), torch.nn.Sequential(*last)
 
 
 def tail_passes():
@@ -103,17 +106,16 @@ def boxes_of(model):
     """ResNet-50 as a detector of one box: what DRISE needs, at this network's cost."""
 
     def ask(x):
-        return [
-            dict(boxes=torch.tensor([[40.0, 40, 180, 180]], device=x.device), labels=s.argmax()[None], scores=s.softmax(0).max()[None])
-            for s in model(x)
-        ]
+        box = torch.tensor([[40.0, 40, 180, 180]], device=x.device)
+        return [dict(boxes=box, labels=s.argmax()[None], scores=s.softmax(0).max()[None]) for s in model(x)]
 
     return ask
 
 
 def d_rise(size):
     model, x = model_and_input(1)
-    return partial(gradcam_nb.DRISE(boxes_of(model), n_masks=6 * size, batch_size=size, progress=False), x)
+    method = gradcam_nb.DRISE(boxes_of(model), n_masks=6 * size, batch_size=size, progress=False)
+    return partial(method, x)
 
 
 def _peak(batch, baseline, **methods):
@@ -123,19 +125,26 @@ def _peak(batch, baseline, **methods):
     return [first, *(Case(group, name, prepare, 1.2, memory=True, rounds=1) for name, prepare in methods.items())]
 
 
+def _score_cam():
+    """ScoreCAM with all channels beside its bare passes, and the other library's where it is installed."""
+    group = "ScoreCAM, 2,048 channels"
+    rows = [
+        Case(group, "forward, every channel", partial(passes, 2048, 64), in_turns=True),
+        Case(group, "ScoreCAM", partial(ours, "ScoreCAM", channels=2048, batch_size=64), 1.05, in_turns=True),
+    ]
+    if find_spec("pytorch_grad_cam"):
+        theirs = partial(their_score_cam, 2048, 64)
+        rows.append(Case(group, "PyPI grad-cam: ScoreCAM", theirs, in_turns=True))
+    return rows
+
+
 PERTURBATION = [
     Case("AblationCAM, batch 1", "forward", partial(forward, 1)),
     Case("AblationCAM, batch 1", "AblationCAM, layer4[-1]", partial(ours, "AblationCAM"), 6.0),
     Case("AblationCAM, batch 1", "ReciproCAM, layer4[-1]", partial(ours, "ReciproCAM"), 3.0),
     Case("AblationCAM, layer4[-2]", "2,048 tail passes", tail_passes, rounds=3),
     Case("AblationCAM, layer4[-2]", "AblationCAM, layer4[-2]", partial(ours, "AblationCAM", "layer4.1"), 1.15, rounds=3),
-    Case("ScoreCAM, 2,048 channels", "forward, every channel", partial(passes, 2048, 64), in_turns=True),
-    Case("ScoreCAM, 2,048 channels", "ScoreCAM", partial(ours, "ScoreCAM", channels=2048, batch_size=64), 1.05, in_turns=True),
-    *(
-        [Case("ScoreCAM, 2,048 channels", "PyPI grad-cam: ScoreCAM", partial(their_score_cam, 2048, 64), in_turns=True)]
-        if find_spec("pytorch_grad_cam")
-        else []
-    ),
+    *_score_cam(),
     *_peak(
         "one batch of 64",
         partial(forward, 64),

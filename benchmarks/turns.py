@@ -12,7 +12,8 @@ class _Turns:
 
     def __init__(self, names):
         self.names, self.at, self.done = names, 0, set()
-        self.spent, self.since, self.handing, self.here = dict.fromkeys(names, 0.0), 0.0, threading.Condition(), threading.local()
+        self.spent, self.since = dict.fromkeys(names, 0.0), 0.0
+        self.handing, self.here = threading.Condition(), threading.local()
 
     def take(self):
         with self.handing:

@@ -6,10 +6,13 @@ import pytest
 import timm
 import torch
 import torchvision
+from tiny_models import draw_zeroed_weights
 from torch import nn
+from traces import assert_untouched, traces
 
 from gradcam_nb.engine.record import record
 from gradcam_nb.engine.replay import replay
+from gradcam_nb.samples.networks import build
 
 torch.manual_seed(0)
 MODELS = {
@@ -38,37 +41,29 @@ MODELS = {
     ),
     "swin torchvision": (lambda: torchvision.models.swin_t(num_classes=10), 64, ["features.5.3.attn", "features.7"]),
     "convnext": (lambda: timm.create_model("convnext_atto", num_classes=10), 64, ["stages.3.downsample.1", "stages.2"]),
-    "u-net": (lambda: __import__("gradcam_nb.samples.networks", fromlist=["build"]).build("scenes-unet"), 64, ["encoder.1", "decoder.0"]),
+    "u-net": (lambda: build("scenes-unet"), 64, ["encoder.1", "decoder.0"]),
 }
 CASES = [pytest.param(name, layer, id=f"{name} {layer}") for name, (_, _, layers) in MODELS.items() for layer in layers]
 _made = {}
 
 
 def made(name):
+    """A model and a batch of two pictures, made once."""
     if name not in _made:
-        build, side, _ = MODELS[name]
+        make, side, _ = MODELS[name]
         torch.manual_seed(0)
-        model = build().eval()
-        for p in model.parameters():
-            if p.ndim == 2 and not p.any():  # torchvision's transformer starts with a head of zeros
-                nn.init.normal_(p)
-            if p.ndim == 4 and name == "googlenet":  # its untrained convolutions let nothing through
-                nn.init.kaiming_normal_(p)
+        model = make().eval()
+        draw_zeroed_weights(model)
+        if name == "googlenet":  # its untrained convolutions let nothing through
+            for p in model.parameters():
+                if p.ndim == 4:
+                    nn.init.kaiming_normal_(p)
         _made[name] = model, torch.randn(2, 3, side, side)
     return _made[name]
 
 
 def total(output):
     return output.flatten(1)[:, 3].sum()
-
-
-def state(model):
-    return (
-        [m.training for m in model.modules()],
-        [(len(m._forward_hooks), len(m._forward_pre_hooks), len(m._backward_hooks), "forward" in m.__dict__) for m in model.modules()],
-        [(p.grad, p.requires_grad, p.sum().item()) for p in model.parameters()],
-        [b.double().sum().item() for b in model.buffers()],
-    )
 
 
 def whole_graph(model, module, x):
@@ -92,9 +87,9 @@ def test_record_equals_the_whole_graph(name, layer):
     model, x = made(name)
     module = model.get_submodule(layer)
     said, gradient, output = whole_graph(model, module, x)
-    was = state(model)
+    before = traces(model)
     r = record(model, [module], x, total, replayable=True)
-    assert state(model) == was
+    assert_untouched(model, before)
     # Not bit for bit: without autograd, torchvision's transformer takes a fused kernel.
     torch.testing.assert_close(r.activations[module][0], said, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(r.output, output, rtol=1e-4, atol=1e-5)
@@ -115,11 +110,12 @@ def test_replay_equals_the_plain_run(name, layer):
     model, x, module, r, changed = with_changed(name, layer)
     with torch.no_grad(), module.register_forward_hook(lambda m, args, output: changed.clone()):
         plain = model(x)
-    was, given = state(model), changed.clone()
+    before, given = traces(model), changed.clone()
     replayed = replay(r, module, changed)
     assert (replayed - plain).abs().max() <= 1e-5 * plain.abs().max()
     assert (plain - r.output).abs().max() > 1e-4 * plain.abs().max(), "the change cannot be seen in the output"
-    assert torch.equal(changed, given) and state(model) == was
+    assert torch.equal(changed, given), "the activations that were given are changed"
+    assert_untouched(model, before)
 
 
 @pytest.mark.parametrize("name, layer", CASES)
@@ -132,13 +128,16 @@ def test_replay_of_many_variants_of_many_pictures(name, layer):
     parts = a.unflatten(0, (2, a.shape[0] // 2))  # windows: several rows a picture
     many = torch.stack([parts, parts * 0.5, parts * 2], 1).flatten(0, 2)
     replayed = replay(r, module, many).unflatten(0, (2, 3))
+    near = dict(rtol=1e-4, atol=1e-5 * replayed.abs().max().item())
     for i, factor in enumerate((1, 0.5, 2)):
-        torch.testing.assert_close(replayed[:, i], replay(r, module, a * factor), rtol=1e-4, atol=1e-5 * replayed.abs().max().item())
+        alone = replay(r, module, a * factor)
+        torch.testing.assert_close(replayed[:, i], alone, **near, msg=lambda told, f=factor: f"activations times {f}: {told}")
 
 
 def outputs_of_parts(model, run):
     """What each convolution, linear layer and norm of the model computed while `run` ran: only calls that were really made."""
-    made_by, parts = {}, [m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear, nn.BatchNorm2d, nn.LayerNorm))]
+    parts = [m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear, nn.BatchNorm2d, nn.LayerNorm))]
+    made_by = {}
 
     def watch(m, forward):
         def watched(*args, **kwargs):
@@ -165,15 +164,12 @@ def test_replay_computes_nothing_that_does_not_depend_on_the_layer(name, layer):
     with torch.no_grad():
         plain = outputs_of_parts(model, lambda: model(x))
     replayed = outputs_of_parts(model, lambda: replay(r, module, changed))
-    names = {m: n for n, m in model.named_modules()}
     assert len(replayed) < len(plain)
-    wasted = [
-        names[m]
-        for m, outs in replayed.items()
-        for o in outs
-        if any(o.shape == p.shape and torch.allclose(o, p, rtol=1e-5, atol=0) for p in plain[m])
-    ]
-    assert not wasted
+    for name, m in model.named_modules():
+        for again in replayed.get(m, []):
+            for first in plain[m]:
+                same = again.shape == first.shape and torch.allclose(again, first, rtol=1e-5, atol=0)
+                assert not same, f"{name} ran again for what it had given"
 
 
 def test_a_user_hook_stays_and_is_heard():
@@ -181,11 +177,17 @@ def test_a_user_hook_stays_and_is_heard():
     heard = []
     handle = model.layer3.register_forward_hook(lambda m, a, o: heard.append(len(heard)))
     record(model, ["layer4"], x, total)
-    assert heard == [0] and len(model.layer3._forward_hooks) == 1
+    hooks = len(model.layer3._forward_hooks)
     handle.remove()
+    assert heard == [0], "heard once"
+    assert hooks == 1, "and still there"
 
 
-@pytest.mark.parametrize("wrap", [nn.DataParallel, lambda m: torch.compile(m, backend="eager")], ids=["DataParallel", "compile"])
+def compiled(model):
+    return torch.compile(model, backend="eager")
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, compiled])
 def test_wrapped_models(wrap):
     model, x = made("resnet50")
     expected = record(model, [model.layer4], x, total)
@@ -212,35 +214,47 @@ def test_number_formats(name, dtype):
 def test_the_part_before_the_layer_has_no_graph_and_the_graph_is_gone_after():
     """Live tensors with a graph: none before the layer, none when `record` has returned."""
     model, x = made("resnet50")
-    seen = {}
-    handles = [m.register_forward_hook(lambda m, a, o, n=n: seen.__setitem__(n, o.requires_grad)) for n, m in model.named_children()]
+    has_graph, handles = {}, []
+
+    def look(name):
+        def hook(module, args, output):
+            has_graph[name] = output.requires_grad
+
+        return hook
+
+    for name, module in model.named_children():
+        handles.append(module.register_forward_hook(look(name)))
     r = record(model, ["layer4"], x, total)
     for handle in handles:
         handle.remove()
-    assert [seen[n] for n in ("conv1", "bn1", "layer1", "layer2", "layer3")] == [False] * 5 and seen["fc"]
-    assert not r.output.requires_grad and not r.activations[model.layer4][0].requires_grad and r.gradients[model.layer4][0].grad_fn is None
+    for name in ("conv1", "bn1", "layer1", "layer2", "layer3"):
+        assert not has_graph[name], f"{name} lies before the layer"
+    assert has_graph["fc"]
+    assert not r.output.requires_grad
+    assert not r.activations[model.layer4][0].requires_grad
+    assert r.gradients[model.layer4][0].grad_fn is None
 
 
 class Stumbles(nn.Module):
-    """Raises in the part that the wish names."""
+    """Raises in its middle, when told so."""
 
     def __init__(self):
         super().__init__()
-        self.a, self.b, self.when = nn.Conv2d(3, 4, 3), nn.Linear(4, 2), None
+        self.a, self.b, self.stumbles = nn.Conv2d(3, 4, 3), nn.Linear(4, 2), False
 
     def forward(self, x):
         h = self.a(x)
-        if self.when == "middle":
+        if self.stumbles:
             raise KeyError("stumbled")
         return self.b(h.mean((2, 3)))
 
 
 @pytest.mark.parametrize("grad", [torch.no_grad, torch.inference_mode, torch.enable_grad])
 def test_an_exception_inside_the_model_leaves_it_as_it_was(grad):
-    model = Stumbles().train()
-    x, was = torch.randn(1, 3, 8, 8), state(model)
+    model, x = Stumbles().train(), torch.randn(1, 3, 8, 8)
+    untouched = traces(model)
     r = record(model, ["a"], x, total_of_two, replayable=True)
-    model.when = "middle"
+    model.stumbles = True
     with grad():
         before = torch.is_grad_enabled()
         with pytest.raises(KeyError, match="stumbled"):
@@ -248,7 +262,7 @@ def test_an_exception_inside_the_model_leaves_it_as_it_was(grad):
         with pytest.raises(KeyError, match="stumbled"):
             replay(r, model.a, r.activations[model.a][0])
         assert torch.is_grad_enabled() == before
-    assert state(model) == was
+    assert_untouched(model, untouched)
 
 
 def total_of_two(output):
