@@ -12,3 +12,7 @@ def test_there_are_many_families():
     known = [timm.model_entrypoint(name).__module__ for name, _, _ in zoo.TIMM.values() if timm.is_model(name)]
     assert len(known) >= 60
     assert len(known) == len(set(known)), "two models of one family"
+
+
+def test_a_scene_is_explained_in_one_run():
+    zoo.check_runs("timm")

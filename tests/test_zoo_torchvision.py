@@ -12,3 +12,7 @@ def test_nearly_all_work_and_the_book_says_which():
 def test_no_family_is_missing():
     modules = {get_model_builder(name).__module__ for name in list_models(module=torchvision.models)}
     assert modules == {get_model_builder(name).__module__ for name, _, _ in zoo.TORCHVISION.values()}
+
+
+def test_a_scene_is_explained_in_one_run():
+    zoo.check_runs("torchvision")
