@@ -1,4 +1,4 @@
-"""The cases: ResNet-50 on pictures of 224 × 224, random weights. Later work adds rows here."""
+"""The cases: ResNet-50 on pictures of 224 × 224, random weights, and other networks. Later work adds rows here."""
 
 from functools import partial
 from importlib.util import find_spec
@@ -6,6 +6,7 @@ from importlib.util import find_spec
 from benchmarks.harness import Case
 from benchmarks.metrics import METRICS
 from benchmarks.network import forward, model_and_input
+from benchmarks.networks import NETWORK_CASES
 from benchmarks.perturbation import PERTURBATION
 
 
@@ -65,6 +66,7 @@ CASES = [
     Case("methods, batch 8", "eight methods, compare", partial(eight_methods, 8), 1.5),
     Case("classes, batch 1", "forward", partial(forward, 1)),
     Case("classes, batch 1", "ten classes, GradCAM.many", ten_classes, 1.6),
+    *NETWORK_CASES,
     *PERTURBATION,
     *METRICS,
 ]

@@ -48,7 +48,9 @@ def finish(
 ) -> Tensor:  # heat maps, `B × size`; `B × n × size` for "none"
     "The end of the road: positive, resized, normalised, fused; a sum is not normalised before."
     maps = [resize(positive(m, threshold), size) for m in maps]
-    return fuse(maps if fusion == "sum" else [normalize(m) for m in maps], fusion)
+    # One map is normalised by being fused.
+    as_they_are = fusion == "sum" or fusion != "none" and len(maps) == 1
+    return fuse(maps if as_they_are else [normalize(m) for m in maps], fusion)
 
 # %% ../../nbs/core/cam.ipynb #57d78900
 def _changed_input(views, input_tensor):

@@ -72,4 +72,4 @@ def fuse(
         return torch.stack(list(maps), 1)
     if how not in ways:
         raise ValueError(f"fusion: got {how!r}; pass one of {', '.join(ways)}, none")
-    return normalize(ways[how](torch.stack(list(maps))))
+    return normalize(maps[0] if len(maps) == 1 else ways[how](torch.stack(list(maps))))

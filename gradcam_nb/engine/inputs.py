@@ -28,6 +28,8 @@ def first_tensor(
     tree: Any,  # what a model is given, or what it or a layer answers
 ) -> Tensor | None:  # None where there is none
     "The first tensor of something."
+    if isinstance(tree, Tensor):
+        return tree
     return next((t for t in tree_leaves(tree) if isinstance(t, Tensor)), None)
 
 # %% ../../nbs/engine/inputs.ipynb #5f373510
@@ -50,7 +52,8 @@ def check_input(
 ) -> int:  # how many pictures
     "The number of pictures. Raises `ValueError` for NaN and infinite values, `TypeError` where there is no tensor."
     for t in tree_leaves(input_tensor):
-        if isinstance(t, Tensor) and t.is_floating_point() and not t.isfinite().all():
+        # One number tells for all, unless it overflows.
+        if isinstance(t, Tensor) and t.is_floating_point() and not t.sum().isfinite() and not t.isfinite().all():
             raise ValueError("input_tensor: has NaN or infinite values; look at how the picture was read and normalised")
     if first_tensor(input_tensor) is None:
         raise TypeError(f"input_tensor: expected a tensor, or a tuple, dict or list of tensors, got {type(input_tensor).__name__}")

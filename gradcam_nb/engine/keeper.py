@@ -6,7 +6,6 @@
 __all__ = ['Keeper', 'gradients_of']
 
 # %% ../../nbs/engine/keeper.ipynb #de3ad567
-import threading
 from collections.abc import Callable, Iterable, Mapping
 
 import torch
@@ -38,11 +37,9 @@ class Keeper:
         self.kept = {layer: [] for layer in layers}
         self.handed = []  # (layer, what it gave, the tensor that the model goes on with, its version)
         self.folded = {}  # the id of what is kept of a call -> its gradient, folded
-        self.with_gradient, self.fold, self.thread = with_gradient, fold, threading.get_ident()
+        self.with_gradient, self.fold = with_gradient, fold
 
     def __call__(self, layer, args, output):
-        if threading.get_ident() != self.thread:
-            return None
         if self.with_gradient:
             torch.set_grad_enabled(True)
         values, structure = tree_flatten(output)

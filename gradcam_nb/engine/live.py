@@ -61,7 +61,7 @@ def _scouted(model, inputs, score, wanted=None):
 def _last_live(scout, layers, value):
     "The last live one of some layers, the last in front, and its gradients; or None."
     one, asked = value if value.ndim == 0 else value[0], 0
-    for more in (1, 3, len(layers)):
+    for more in (1, 2, 2, 4, len(layers)):
         group, asked = layers[asked : asked + more], asked + more
         gradients = gradients_of(one, scout, [layer.module for layer in group], keep_graph=True)
         for layer in group:

@@ -7,7 +7,7 @@ __all__ = ['Record', 'GradientStaysOn', 'record']
 
 # %% ../../nbs/engine/record.ipynb #03
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_map_only
 from .inputs import call_model
 from .keeper import Keeper, gradients_of
 from .tape import Tape
-from .visit import evaluating, find_layer, unwrap
+from .visit import evaluating, find_layer, hooking, names_of, unwrap
 
 # %% ../../nbs/engine/record.ipynb #08
 @dataclass
@@ -75,15 +75,9 @@ def checked_score(value):
 
 # %% ../../nbs/engine/record.ipynb #5d56b64b
 def _run(model, layers, inputs, with_gradient, fold, replayable=False, insist=False):
-    with ExitStack() as stack:
-        stack.enter_context(evaluating(model))
-        if insist:
-            stack.enter_context(GradientStaysOn())
-        tape = Tape(model, layers[0], inputs) if replayable else None
-        keeper = Keeper(layers, with_gradient, fold)
-        # In front of hooks that are there already: one that hands the output on (transformers' `hidden_states`) must hand on ours.
-        for layer in layers:
-            stack.callback(layer.register_forward_hook(keeper, prepend=True).remove)
+    tape = Tape(model, layers[0], inputs) if replayable else None
+    keeper = Keeper(layers, with_gradient, fold)
+    with evaluating(model), hooking(layers, keeper), GradientStaysOn() if insist else nullcontext():
         output = tape.run() if tape else call_model(model, inputs)
     return output, keeper, tape
 
@@ -104,7 +98,7 @@ def record(
     in evaluation mode whatever the model's flags. Raises `ValueError` where a layer is not the model's or never ran.
     """
     model = unwrap(model)
-    layers = list(dict.fromkeys(find_layer(model, layer) for layer in layers))
+    layers = list(dict.fromkeys(layer if isinstance(layer, nn.Module) else find_layer(model, layer) for layer in layers))
     if score is None and (fold or create_graph):
         raise ValueError("score: left out, but there is no gradient without one; pass a callable, the model's output -> a scalar")
     with ExitStack() as stack:
@@ -129,7 +123,8 @@ def record(
 
 # %% ../../nbs/engine/record.ipynb #17
 def _check_ran(model, keeper):
-    names = {module: name for name, module in model.named_modules()}
-    silent = [names[layer] for layer, calls in keeper.kept.items() if not calls]
+    silent = [layer for layer, calls in keeper.kept.items() if not calls]
     if silent:
-        raise ValueError(f"layer: {', '.join(map(repr, silent))} never ran in this forward pass; pass a layer that the output is made from")
+        names = names_of(model)
+        found = ", ".join(repr(names[find_layer(model, layer)]) for layer in silent)
+        raise ValueError(f"layer: {found} never ran in this forward pass; pass a layer that the output is made from")

@@ -6,19 +6,17 @@
 __all__ = ['Scout']
 
 # %% ../../nbs/engine/scout.ipynb #a7ce928e
-import threading
 from collections.abc import Collection, Iterator
-from contextlib import ExitStack
+from contextlib import nullcontext
 from typing import Any
 
 from torch import Tensor, nn
-from torch.jit import ScriptModule
 
-from .inputs import call_model, first_tensor, input_size
+from .inputs import call_model, first_tensor
 from .keeper import Keeper
-from .layers import Layer, before_drawing, draws, layer_of, may_serve
+from .layers import SILENT, Layer, Laying, before_drawing, draws, may_serve
 from .record import GradientStaysOn
-from .visit import evaluating
+from .visit import evaluating, hooking, names_of
 
 # %% ../../nbs/engine/scout.ipynb #74172b3a
 _NEAR_THE_END = 10  # modules with weights of their own that have yet to run
@@ -30,9 +28,11 @@ def _weights_inside(model):
 
     def look(module):
         if module not in inside:
-            inside[module] = {module} if any(True for _ in module.parameters(recurse=False)) else set()
-            for child in module.children():
-                inside[module] |= look(child)
+            has_weights = any(weight is not None for weight in module._parameters.values())
+            inside[module] = {module} if has_weights else set()
+            for child in module._modules.values():
+                if child is not None:
+                    inside[module] |= look(child)
         return inside[module]
 
     look(model)
@@ -50,39 +50,49 @@ class Scout(Keeper):
     ):
         super().__init__([], with_gradient=True)
         self.model, self.inputs, self.wanted = model, inputs, wanted
-        self.names = {module: name for name, module in model.named_modules()}
-        self.inside = _weights_inside(model)
+        self.names, self.laying, self.inside = names_of(model), Laying(inputs), _weights_inside(model)
         self.ahead = self.inside[model] - {model}  # modules with weights that have yet to run
-        self.shapes, self.passed = {}, set()  # module -> of the first tensor that it gave; modules of which a call was not kept
+        self.ran, self.far = [], 0  # (module, shape of the first tensor that it gave); how many of them ran far from the end
+        self.passed = set()  # near the end: modules of which a call was not kept
+        self.judged = {}  # module -> its layer, and whether that may serve
 
     def run(self, insist: bool = False) -> Any:  # `insist`: as `GradientStaysOn`
         "What the model answers."
-        with ExitStack() as stack:
-            stack.enter_context(evaluating(self.model))
-            if insist:
-                stack.enter_context(GradientStaysOn())
-            for module in self.names:
-                if module is not self.model and not isinstance(module, ScriptModule):
-                    stack.callback(module.register_forward_hook(self, prepend=True).remove)
+        stays = GradientStaysOn() if insist else nullcontext()
+        speaking = [module for module in self.names if not isinstance(module, SILENT) and module is not self.model]
+        with evaluating(self.model), hooking(speaking, self), stays:
             return call_model(self.model, self.inputs)
 
     def __call__(self, module, args, output):
-        if threading.get_ident() != self.thread:
-            return None
         self.ahead -= self.inside[module]
         first = first_tensor(output)
-        self.shapes.pop(module, None)
-        self.shapes[module] = () if first is None else tuple(first.shape)
-        if not self.keeps(module):
-            self.passed.add(module)
-            return None
-        self.kept.setdefault(module, [])
-        return super().__call__(module, args, output)
+        self.ran.append((module, () if first is None else first.shape))
+        if self.wanted is None and len(self.ahead) > _NEAR_THE_END:
+            self.far += 1
+        elif self.keeps(module):
+            self.kept.setdefault(module, [])
+            return super().__call__(module, args, output)
+        return None
 
     def keeps(self, module):
         if self.wanted is not None:
             return module in self.wanted
-        return len(self.ahead) <= _NEAR_THE_END and module not in self.passed and may_serve(self.layer(module))
+        if self.far:
+            self.passed, self.far = {module for module, _ in self.ran[: self.far]}, 0
+        if module in self.passed:
+            return False
+        if not self.judge(*self.ran[-1])[1]:
+            self.passed.add(module)
+            return False
+        return True
+
+    def judge(self, module, shape):
+        "A layer as it lies on the picture, and whether it may serve."
+        shape, known = tuple(shape), self.judged.get(module)
+        if known is None or known[0].shape != shape:
+            layer = self.laying(module, self.names[module], shape)
+            known = self.judged[module] = layer, may_serve(layer)
+        return known
 
     def keep(self, layer, value):
         if not isinstance(value, Tensor) or not value.is_floating_point():
@@ -93,15 +103,22 @@ class Scout(Keeper):
         self.handed.append((layer, kept, handed, (kept._version, handed._version)))
         return kept, handed
 
-    def layer(self, module) -> Layer:
-        return layer_of(module, self.names[module], self.shapes[module], self.inputs)
+    @property
+    def shapes(self):
+        "What each module gave, in the order in which they finished; of several calls the last."
+        last = {}
+        for module, shape in self.ran:
+            last.pop(module, None)
+            last[module] = tuple(shape)
+        return last
 
     def able(self, output) -> Iterator[Layer]:
         "The layers that may serve, from the last one back; none is looked at before it is asked for."
-        if draws(output, len(input_size(self.inputs))):
-            yield from reversed(before_drawing([layer for layer in map(self.layer, self.shapes) if may_serve(layer)]))
-        else:
-            yield from filter(may_serve, map(self.layer, reversed(self.shapes)))
+        judged = (self.judge(*one) for one in reversed(self.shapes.items()))
+        able = (layer for layer, serves in judged if serves)
+        if draws(output, len(self.laying.size)):
+            able = reversed(before_drawing(list(able)[::-1]))
+        yield from able
 
     def is_as_given(self, module) -> bool:
         "Whether all that was kept of a layer is what it said."
