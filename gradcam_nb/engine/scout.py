@@ -19,24 +19,27 @@ from .record import GradientStaysOn
 from .visit import evaluating, hooking, names_of
 
 # %% ../../nbs/engine/scout.ipynb #74172b3a
-_NEAR_THE_END = 10  # modules with weights of their own that have yet to run
+_NEAR_THE_END = 12  # modules with weights of their own that have yet to run
 
 
 def _weights_inside(model):
-    "Each module -> the modules with weights of their own in it, itself too."
-    inside = {}
+    "Each module -> the modules with weights of their own in it, itself too; each layer -> those in the block that it is a part of."
+    inside, block = {}, {}
 
     def look(module):
         if module not in inside:
             has_weights = any(weight is not None for weight in module._parameters.values())
             inside[module] = {module} if has_weights else set()
-            for child in module._modules.values():
-                if child is not None:
-                    inside[module] |= look(child)
+            children = [child for child in module._modules.values() if child is not None]
+            for child in children:
+                inside[module] |= look(child)
+            # What holds more is no block of the network but a part of it, or all.
+            if len(inside[module]) <= _NEAR_THE_END:
+                block.update({child: inside[module] for child in children if not child._modules})
         return inside[module]
 
     look(model)
-    return inside
+    return inside, block
 
 # %% ../../nbs/engine/scout.ipynb #ff32aa0a
 class Scout(Keeper):
@@ -50,7 +53,8 @@ class Scout(Keeper):
     ):
         super().__init__([], with_gradient=True)
         self.model, self.inputs, self.wanted = model, inputs, wanted
-        self.names, self.laying, self.inside = names_of(model), Laying(inputs), _weights_inside(model)
+        self.names, self.laying = names_of(model), Laying(inputs)
+        self.inside, self.block = _weights_inside(model)
         self.ahead = self.inside[model] - {model}  # modules with weights that have yet to run
         self.ran, self.far = [], 0  # (module, shape of the first tensor that it gave); how many of them ran far from the end
         self.passed = set()  # near the end: modules of which a call was not kept
@@ -81,7 +85,8 @@ class Scout(Keeper):
             self.passed, self.far = {module for module, _ in self.ran[: self.far]}, 0
         if module in self.passed:
             return False
-        if not self.judge(*self.ran[-1])[1]:
+        began_far = len(self.ahead.union(self.block.get(module, ()))) > _NEAR_THE_END
+        if began_far or not self.judge(*self.ran[-1])[1]:
             self.passed.add(module)
             return False
         return True
