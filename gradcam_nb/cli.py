@@ -91,16 +91,14 @@ def _methods(args):
 
 
 def _layers(args):
-    import torch
-
+    from gradcam_nb.ask import input_for, preprocess_of, read_picture
     from gradcam_nb.engine.layers import list_layers
     from gradcam_nb.engine.live import live_layers, suggest_layer
-    from gradcam_nb.imaging.preprocess import preprocess_for
     from gradcam_nb.models import load_model
 
     model = load_model(args.model, args.arch)
-    preprocess = preprocess_for(model)
-    x = torch.rand(1, len(preprocess.mean), *preprocess.size, generator=torch.Generator().manual_seed(0))
+    picture = read_picture("scene:3")
+    x = input_for(model, picture, preprocess_of(model, picture))
     layers = list_layers(model, x)
     live = {layer.name for layer in live_layers(model, [layer for layer in layers if layer.grid], x)}
     best = suggest_layer(model, x).name

@@ -6,14 +6,29 @@
 __all__ = ['explain']
 
 # %% ../nbs/explain.ipynb #03
+from collections.abc import Callable
+
 from torch import nn
 
 from .ask import NamedClass, as_target, check_size, input_for, preprocess_of, read_picture
 from .catalogue import find_method
 from .core.cam import BaseCAM
 from .engine.visit import unwrap
-from .explanation import Explanation, saw
+from .explanation import Explanation, Seen, saw
 from .models import load_model
+
+# %% ../nbs/explain.ipynb #11723467
+def likeliest_and_chosen(
+    network: nn.Module,
+    output,  # its answer to one picture
+    wanted: Callable | None,  # from `as_target`
+) -> tuple[list[Seen], Seen | None]:
+    "The five classes that a network thinks most likely, and the one that is explained; None for a target that is no class."
+    seen = saw(network, output)
+    top = sorted(seen, key=lambda one: -one.score)[:5]
+    if isinstance(wanted, NamedClass):
+        return top, seen[wanted.category]
+    return top, top[0] if top and wanted is None else None
 
 # %% ../nbs/explain.ipynb #13
 def explain(
@@ -53,13 +68,7 @@ def explain(
             f"model: it failed on an input of {tuple(inputs[0][None].shape)} ({reason});"
             " pass preprocess=, a Preprocess of the size that it takes"
         ) from error
-    seen = saw(network, cam.outputs)
-    top = sorted(seen, key=lambda one: -one.score)[:5]
-    chosen = None
-    if isinstance(wanted, NamedClass):
-        chosen = seen[wanted.category]
-    elif wanted is None and top:
-        chosen = top[0]
+    top, chosen = likeliest_and_chosen(network, cam.outputs, wanted)
     names = {module: name for name, module in network.named_modules()}
     return Explanation(
         picture,

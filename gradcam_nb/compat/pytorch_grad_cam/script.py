@@ -15,12 +15,13 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ...ask import NamedClass, read_picture
+from ...ask import as_target, input_for, read_picture
 from ...catalogue import find_method
 from ...engine.caller import warn_caller
 from ...engine.record import record
 from ...engine.visit import FromInput, evaluating, unwrap
-from ...explanation import Seen, saw
+from ...explain import likeliest_and_chosen
+from ...explanation import Seen
 from ...imaging.overlay import show_cam_on_image
 from ...imaging.preprocess import deprocess_image, preprocess_for
 from ...imaging.write import write_all
@@ -32,8 +33,7 @@ def _taken(network, picture):
     "The network's input, and the picture as it is in there."
     own = preprocess_for(network)
     whole = replace(own, size=picture.size[::-1], resize="squash", crop_pct=1.0)
-    like = next(network.parameters(), torch.empty(0))
-    x = whole(picture).to(like.device, like.dtype)
+    x = input_for(network, picture, whole)
     try:
         with torch.no_grad(), evaluating(network):
             network(x)
@@ -44,8 +44,8 @@ def _taken(network, picture):
     height, width = own.size
     warn_caller(f"the network takes no picture of {picture.width} × {picture.height}: the whole of it is resized to {width} × {height}")
     whole = replace(whole, size=own.size)
-    x = whole(picture)
-    return x.to(like.device, like.dtype), whole.undo(x)
+    x = input_for(network, picture, whole)
+    return x, whole.undo(x.float().cpu())
 
 
 def _guided(network, x, target):
@@ -102,7 +102,7 @@ def cam_pictures(
     "A heat map over a picture, guided backpropagation, and both. The model is left as it was."
     picture, network = read_picture(image), unwrap(model)
     cam = find_method(method)(network, layer)
-    wanted = target if target is None or callable(target) else NamedClass(target, network)
+    wanted = as_target(target, network)
     try:
         x, picture = _taken(network, picture)
         heat = cam(x, wanted, **how)[0].cpu()
@@ -113,11 +113,7 @@ def cam_pictures(
             f"model: it failed on a picture of {picture.width} × {picture.height} ({reason}); pass a picture of the size that it takes"
         ) from error
     detail = guided.movedim(0, -1).expand(-1, -1, 3).numpy()
-    seen = saw(network, cam.outputs)
-    top = sorted(seen, key=lambda one: -one.score)[:5]
-    explained = top[0] if top and target is None else None
-    if isinstance(wanted, NamedClass):
-        explained = seen[wanted.category]
+    top, explained = likeliest_and_chosen(network, cam.outputs, wanted)
     names = {module: name for name, module in network.named_modules()}
     return CamPictures(
         Image.fromarray(show_cam_on_image(np.float32(picture) / 255, heat.numpy(), use_rgb=True)),
