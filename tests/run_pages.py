@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 KEPT = ROOT / "tests/page_seconds.json"  # what a fresh clone goes by: seconds of each page; `--keep` writes it
 LAST = ROOT / ".venv/page_seconds.json"  # the last run's
 NEVER = {"net", "cuda"}
+LIMIT = 600  # seconds of a page, but for `--all`: one that hangs is ended, and named
 
 
 def seconds():
@@ -80,6 +81,7 @@ def start(page, flags, forced):
         os.setsid()
         os.dup2(said.fileno(), 1)
         os.dup2(said.fileno(), 2)
+        signal.alarm(0 if forced else LIMIT)
         os.chdir(ROOT / "nbs")
         from nbdev.test import test_nb
 
@@ -114,7 +116,9 @@ def run(queue, workers, flags, forced):
             print(f"{took[name]:11.1f}{peak:10.0f}   {name}{'   FAILED' if status else ''}", flush=True)
             if status:
                 said.seek(0)
-                failed[name] = f"status {os.waitstatus_to_exitcode(status)}\n{said.read().decode(errors='replace')}"
+                code = os.waitstatus_to_exitcode(status)
+                why = f"after {LIMIT} seconds" if code == -signal.SIGALRM else f"status {code}"
+                failed[name] = f"{why}\n{said.read().decode(errors='replace')}"
             said.close()
     finally:
         for number in running:

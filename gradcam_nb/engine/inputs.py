@@ -52,8 +52,10 @@ def check_input(
 ) -> int:  # how many pictures
     "The number of pictures. Raises `ValueError` for NaN and infinite values, `TypeError` where there is no tensor."
     for t in tree_leaves(input_tensor):
-        # One number tells for all, unless it overflows.
-        if isinstance(t, Tensor) and t.is_floating_point() and not t.sum().isfinite() and not t.isfinite().all():
+        if not isinstance(t, Tensor) or not t.is_floating_point():
+            continue
+        # One number tells for all, unless it overflows. An expanded tensor may be too large to be added up.
+        if not (t.is_contiguous() and t.sum().isfinite()) and not t.isfinite().all():
             raise ValueError("input_tensor: has NaN or infinite values; look at how the picture was read and normalised")
     if first_tensor(input_tensor) is None:
         raise TypeError(f"input_tensor: expected a tensor, or a tuple, dict or list of tensors, got {type(input_tensor).__name__}")
