@@ -329,7 +329,7 @@ def test_show_cam_on_image_errors():
     ]:
         with pytest.raises(ValueError, match=words):
             show_cam_on_image(**(dict(img=img, mask=mask) | change))
-    with pytest.raises(TypeError, match="mask: got a list"):
+    with pytest.raises(TypeError, match="mask: got list"):
         show_cam_on_image(img, [[0]])
 
 

@@ -18,6 +18,14 @@ def test_its_speed_table_is_what_was_measured():
         assert f"{rows[group, 'PyPI grad-cam: GradCAM']['multiple']:.2f}" == theirs, group
 
 
+def test_its_table_of_other_networks_is_what_was_measured():
+    rows = {(row["group"], row["case"]): row["multiple"] for row in ROWS}
+    table = re.findall(r"^\| ([\w-]+, batch [18]) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$", README, flags=re.M)
+    assert len(table) == 8
+    for group, *said in table:
+        assert said == [f"{rows[group, case]:.2f}" for case in ("GradCAM", "LayerCAM", "GradCAM, nothing told")], group
+
+
 def test_what_was_measured_is_within_its_bound():
     for row in ROWS:
         assert row["bound"] is None or row["multiple"] <= row["bound"], row

@@ -419,7 +419,7 @@ def test_part_names_what_there_is():
         (lambda: OutputPartTarget(None, 1), "part: got None; pass a key"),
         (lambda: OutputPartTarget((), 1), r"part: got \(\); pass a key"),
         (lambda: OutputPartTarget(1.5, 1), "part: got 1.5; pass a key"),
-        (lambda: OutputPartTarget("a", "cat"), "target: got a str; pass a class index or a callable"),
+        (lambda: OutputPartTarget("a", "cat"), "target: got str; pass a class index or a callable"),
     ],
 )
 def test_errors(make, words):

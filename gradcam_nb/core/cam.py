@@ -46,7 +46,7 @@ def finish(
     fusion: str,  # "mean", "max", "product", "sum" or "none"
     threshold: float = 0.0,  # as for `positive`
 ) -> Tensor:  # heat maps, `B × size`; `B × n × size` for "none"
-    "The end of the road: positive, resized, normalised, fused; a sum is not normalised before."
+    "The end of the road: positive, resized, normalised, fused; for a sum the maps are not normalised first."
     maps = [resize(positive(m, threshold), size) for m in maps]
     # One map is normalised by being fused.
     as_they_are = fusion == "sum" or fusion != "none" and len(maps) == 1
@@ -54,12 +54,12 @@ def finish(
 
 # %% ../../nbs/core/cam.ipynb #57d78900
 def _changed_input(views, input_tensor):
-    "What some views make of a batch, one behind the other."
+    "What some views make of a batch, one after another."
     if isinstance(input_tensor, list):
         return [change(t[None])[0] for change, _ in views for t in input_tensor]
 
     def views_of(t):
-        # A text or a table beside the picture stays what it is.
+        # A text or a table beside the picture stays as it is.
         is_picture = t.is_floating_point() and t.ndim > 2
         return torch.cat([change(t) if is_picture else t for change, _ in views]) if t.ndim else t
 
@@ -69,10 +69,10 @@ def _changed_input(views, input_tensor):
 class BaseCAM:
     """A class activation map: subclass it and say how the channels are weighed, or what the map is.
 
-    The model is left exactly as it was found, and nothing is kept but `outputs`.
+    The model is left exactly as it was found. Only `outputs` is kept, and `target_layers` once a layer was found.
 
     The last live layer is the last one that has places on the picture and a gradient at them. `fusion` says how the maps of
-    several layers, or of several calls of one, become one. Each is divided by its maximum before, but for "sum", which adds
+    several layers, or of several calls of one, become one. Each is first divided by its maximum, except for "sum", which adds
     them as they are; "none" leaves them side by side, `B × n × spatial`.
     """
 

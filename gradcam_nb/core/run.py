@@ -52,7 +52,7 @@ class Run:
         return len(self.targets)
 
     def each(self) -> Iterator["Run"]:
-        "A run for each question. The gradients of several stand in a dimension in front."
+        "A run for each question. With several questions, the gradients have an extra first dimension."
         if len(self.asked) == 1:
             yield self
             return
@@ -107,7 +107,7 @@ def warn_if_blank(
     run: Run,
     heat: Tensor,  # heat maps, `B × spatial`
 ):
-    "Warn of the pictures whose maps are zero, and say why."
+    "Warn about the pictures whose maps are zero, and say why."
     blank = is_blank(heat)
     if not blank.any():
         return

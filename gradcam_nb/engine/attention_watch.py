@@ -23,13 +23,13 @@ class Attention:
     "One attention of a run: which tokens looked at which, and what they got."
 
     module: nn.Module  # the module that attended
-    weights: Tensor  # `B × heads × N × N`: a row a token that looks
+    weights: Tensor  # `B × heads × N × N`: one row for each token that looks
     queries: Tensor | None = None  # `B × heads × N × d`, perhaps scaled; None where the product was not seen
     keys: Tensor | None = None  # the same shape
     values: Tensor | None = None  # the same shape
     output: Tensor | None = None  # the same shape: `weights @ values`
-    gradient: Tensor | None = None  # of the score for `weights`, zeros where it does not depend on them
-    output_gradient: Tensor | None = None  # of the score for `output`
+    gradient: Tensor | None = None  # of the score with respect to `weights`; zeros where it does not depend on them
+    output_gradient: Tensor | None = None  # of the score with respect to `output`
     calls: list = field(default_factory=list, repr=False)  # the module calls around it, outermost first; empty when the run is over
 
     @property
@@ -52,7 +52,7 @@ def _square(t):
 
 @dataclass
 class _Call:
-    "A module call under way: how many attentions it held, and what it gave if it was one."
+    "A module call under way: how many attentions it held, and what it returned if there was one."
 
     module: nn.Module
     attentions: int = 0
@@ -136,12 +136,12 @@ class AttentionWatch(TorchFunctionMode):
         return output
 
     def over_tokens(self, attention):
-        # XCiT's attention is over channels: square too, but of a size that what comes out does not have.
+        # XCiT's attention is over channels: square too, but of a size that is no dimension of tokens in the output.
         output = first_tensor(attention.calls[-1].output)
         return output is None or attention.weights.shape[-1] in output.shape[:-1]
 
     def layers(self, batch):
-        "The attentions over all tokens of a picture, as many tokens as the last one has."
+        "The attentions over all tokens of a picture: those of the same shape as the last one."
         self.found = [a for a in self.found if self.over_tokens(a)]
         if not self.found:
             raise ValueError(

@@ -123,7 +123,7 @@ def hooking(
     modules: Iterable[nn.Module],
     hook: Callable,  # called as a forward hook: `hook(module, args, output)`
 ):
-    "While inside, a forward hook stands in front of those of each module, for the calls of this thread."
+    "While inside, a forward hook runs before each module's other hooks, for the calls of this thread."
     thread, key, modules = threading.get_ident(), object(), [module for module in modules if not isinstance(module, ScriptModule)]
 
     def of_this_thread(module, args, output):

@@ -20,7 +20,7 @@ def heat_plane(heat_map, name="heat_map"):
     if isinstance(heat_map, np.ndarray):
         heat_map = torch.from_numpy(heat_map.copy())
     if not isinstance(heat_map, Tensor):
-        raise TypeError(f"{name}: got a {type(heat_map).__name__}; pass a tensor of height × width")
+        raise TypeError(f"{name}: got {type(heat_map).__name__}; pass a tensor of height × width")
     plane = heat_map.detach().float().cpu()
     if plane.ndim == 3 and len(plane) == 1:
         plane = plane[0]
@@ -111,7 +111,7 @@ def _unit_array(values, name):
         values = (values.float() if values.dtype in (torch.float16, torch.bfloat16) else values).numpy()
         values = values.transpose(1, 2, 0) if values.ndim == 3 and name == "img" else values
     if not isinstance(values, np.ndarray):
-        raise TypeError(f"{name}: got a {type(values).__name__}; pass an array or a tensor")
+        raise TypeError(f"{name}: got {type(values).__name__}; pass an array or a tensor")
     if values.size == 0:
         raise ValueError(f"{name}: got shape {values.shape}, which is empty; pass floats in [0, 1]")
     if not np.isfinite(values).all():

@@ -99,7 +99,7 @@ class Preprocess:
     ) -> Image.Image | list[Image.Image]:  # a list for a batch of two or more
         "The tensor as a picture again: mean and standard deviation undone, cut to [0, 1]."
         if not isinstance(tensor, Tensor):
-            raise TypeError(f"tensor: got a {type(tensor).__name__}; pass what calling this Preprocess returned")
+            raise TypeError(f"tensor: got {type(tensor).__name__}; pass what calling this Preprocess returned")
         batch = tensor.detach().float().cpu()
         batch = batch[None] if batch.ndim == 3 else batch
         if batch.ndim != 4 or batch.shape[1] != len(self.mean) or len(batch) == 0:
@@ -156,7 +156,7 @@ def preprocess_for(
 ) -> Preprocess:
     "The preprocessing that a model was trained for: its weights' or its own; ImageNet's where neither says."
     if not isinstance(model, nn.Module):
-        raise TypeError(f"model: got a {type(model).__name__}; pass a torch.nn.Module")
+        raise TypeError(f"model: got {type(model).__name__}; pass a torch.nn.Module")
     if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         model = model.module
     model = getattr(model, "_orig_mod", model)  # torch.compile's wrapper

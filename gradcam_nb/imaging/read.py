@@ -115,4 +115,4 @@ def read_image(
         if not isinstance(content, bytes):
             raise TypeError("source: got a file opened as text; pass one opened with mode 'rb'")
         return _from_file(BytesIO(content), "an open file")
-    raise TypeError(f"source: got a {type(source).__name__}; pass a path, bytes, an open file, a PIL image, a numpy array or a tensor")
+    raise TypeError(f"source: got {type(source).__name__}; pass a path, bytes, an open file, a PIL image, a numpy array or a tensor")

@@ -13,7 +13,7 @@ from torch import Tensor
 def _maps(heat_map):
     "The maps as `B × H × W`, float32, finite and not negative, on their device."
     if not isinstance(heat_map, Tensor):
-        raise TypeError(f"heat_map: got a {type(heat_map).__name__}; pass a tensor of height × width, or a batch of them")
+        raise TypeError(f"heat_map: got {type(heat_map).__name__}; pass a tensor of height × width, or a batch of them")
     if heat_map.ndim not in (2, 3) or heat_map.numel() == 0:
         raise ValueError(f"heat_map: got shape {tuple(heat_map.shape)}; pass height × width or batch × height × width")
     maps = heat_map.detach().float()

@@ -59,7 +59,7 @@ class SSCAM(ScoreCAM):
             return super().ask(run, asked, pictures, masks)
         inputs = run.record.input_tensor
         if not isinstance(inputs, Tensor):
-            raise TypeError(f"noise: 'input' takes a tensor as input, got a {type(inputs).__name__}; pass noise='mask'")
+            raise TypeError(f"noise: 'input' takes a tensor as input, got {type(inputs).__name__}; pass noise='mask'")
         noise = self.noisy(inputs.shape[1:], inputs)
 
         def add_noise(rows, part):

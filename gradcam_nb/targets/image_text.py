@@ -56,7 +56,7 @@ class ImageTextClassifier(nn.Module):
         ready = isinstance(texts, Tensor) and texts.is_floating_point()
         if not ready and isinstance(texts, Mapping) != hasattr(model, "get_text_features"):
             wanted = "a dict with input_ids" if self.encoder == "get_image_features" else "a tensor of token numbers"
-            raise TypeError(f"texts: got a {type(texts).__name__}; pass what the model's tokenizer gives, {wanted}, or embeddings K × D")
+            raise TypeError(f"texts: got {type(texts).__name__}; pass what the model's tokenizer gives, {wanted}, or embeddings K × D")
         features = texts if ready else _encoded(model, texts)
         if features.ndim != 2:
             raise ValueError(f"texts: got embeddings of shape {tuple(features.shape)}; pass several texts, K × D")

@@ -81,7 +81,7 @@ class OutputPartTarget:
         if not path or not all(isinstance(key, str) or hasattr(key, "__index__") for key in path):
             raise TypeError(f"part: got {part!r}; pass a key, an index, or a path of them such as ('heads', 1)")
         if not (callable(target) or hasattr(target, "__index__")):
-            raise TypeError(f"target: got a {type(target).__name__}; pass a class index or a callable")
+            raise TypeError(f"target: got {type(target).__name__}; pass a class index or a callable")
         self.part, self.target = part, target if callable(target) else ClassifierOutputTarget(target)
 
     def __call__(

@@ -83,7 +83,7 @@ def _target(target):
     try:
         return ClassifierOutputTarget(target.__index__())
     except AttributeError:
-        raise TypeError(f"targets: got a {type(target).__name__}; pass an int, a callable, or a list of them") from None
+        raise TypeError(f"targets: got {type(target).__name__}; pass an int, a callable, or a list of them") from None
 
 
 def _for_one(target, output, i, batch):
@@ -116,7 +116,7 @@ def each_score(
     for i, target in enumerate(targets):
         score = target(_for_one(target, output, i, len(targets)))
         if not isinstance(score, Tensor):
-            raise TypeError(f"target: got a {type(score).__name__} from {target}; return a tensor of one element")
+            raise TypeError(f"target: got {type(score).__name__} from {target}; return a tensor of one element")
         if score.numel() != 1:
             got = tuple(score.shape)
             raise ValueError(f"target: got shape {got} from {target}; return a tensor of one element{_such_as(output)}")
