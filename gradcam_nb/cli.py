@@ -134,10 +134,8 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser():
-    from importlib.metadata import version
-
     parser = _Parser(prog="gradcam-nb", description="What in a picture made a model say what it said.")
-    parser.add_argument("--version", action="version", version=f"gradcam_nb {version('gradcam_nb')}")
+    parser.add_argument("--version", action="version", version=f"gradcam_nb {sys.modules['gradcam_nb'].__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(name, run, text):

@@ -1,5 +1,8 @@
-"""What tests share: the folder of real weights and photos; the browser."""
+"""What tests share: the folder of real weights and photos; the browser; memory that is given back."""
 
+import contextlib
+import ctypes
+import gc
 import os
 import sys
 from pathlib import Path
@@ -10,8 +13,9 @@ from browser import chromium, new_page, offline_page  # noqa: F401  fixtures
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("GRADCAM_NB_DATA", ROOT.parent / "shared" / "data"))
-# Long, and each in one piece: what begins with them does not end with one worker waiting for the other.
-FIRST = ["test_browser_lab.py", "test_browser_book.py", "test_newcomer.py", "test_next_person.py"]
+# Long, and each in one piece: what begins with them does not end with one worker waiting for the other. The two zoos hold most
+# memory, so they do not come at the same time.
+FIRST = ["test_browser_lab.py", "test_browser_book.py", "test_newcomer.py", "test_next_person.py", "test_zoo_timm.py"]
 
 
 def pytest_configure():
@@ -20,6 +24,15 @@ def pytest_configure():
 
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: FIRST.index(item.path.name) if item.path.name in FIRST else len(FIRST))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def memory_is_given_back():
+    """A worker runs many files and never ends; what one file has freed, the allocator would keep for the next."""
+    yield
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # glibc alone has it
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,6 @@
 """Detectors: candidates and targets against the detectors' own answers, and where the maps of a real one lie."""
 
 import threading
-from dataclasses import replace
 from functools import cache, partial
 from itertools import product
 
@@ -352,10 +351,8 @@ def test_where_the_maps_of_a_real_detector_lie(yolox, data):
         if not large:
             continue
         targets = [BoxTarget(found["boxes"][i] * scale, int(found["labels"][i]), candidates=yolo_candidates) for i in large]
-        run = HiResCAM(raw, NECK + BACKBONE).run(x, targets, many=True)
-        for k, target in enumerate(targets):
-            gradients = {layer: [call[k] for call in calls] for layer, calls in run.record.gradients.items()}
-            one = replace(run, record=replace(run.record, gradients=gradients), targets=run.targets[k])
+        run = HiResCAM(raw, NECK + BACKBONE).run(x, *targets)
+        for one, target in zip(run.each(), targets):
             covered.append((target.box[2:] - target.box[:2]).prod().item() / (size[0] * size[1]))
             for method in (HiResCAM, GradCAM):
                 cam = method(raw, run.layers)
