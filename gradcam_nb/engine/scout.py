@@ -23,19 +23,25 @@ _NEAR_THE_END = 12  # modules with weights of their own that have yet to run
 
 
 def _weights_inside(model):
-    "Each module -> the modules with weights of their own in it, itself included; each layer -> those in the block it belongs to."
+    "Each module with parts -> the modules with weights in it, itself included; each layer -> those in the block it belongs to."
     inside, block = {}, {}
 
     def look(module):
         if module not in inside:
-            has_weights = any(weight is not None for weight in module._parameters.values())
-            inside[module] = {module} if has_weights else set()
-            children = [child for child in module._modules.values() if child is not None]
-            for child in children:
-                inside[module] |= look(child)
+            weights = inside[module] = {module} if any(weight is not None for weight in module._parameters.values()) else set()
+            layers = []
+            for child in module._modules.values():
+                if child is None:
+                    continue
+                if child._modules:
+                    weights |= look(child)
+                    continue
+                layers.append(child)
+                if any(weight is not None for weight in child._parameters.values()):
+                    weights.add(child)
             # A module that holds more is not a block but a larger part of the network, or all of it.
-            if len(inside[module]) <= _NEAR_THE_END:
-                block.update({child: inside[module] for child in children if not child._modules})
+            if len(weights) <= _NEAR_THE_END:
+                block.update(dict.fromkeys(layers, weights))
         return inside[module]
 
     look(model)
@@ -68,7 +74,11 @@ class Scout(Keeper):
             return call_model(self.model, self.inputs)
 
     def __call__(self, module, args, output):
-        self.ahead -= self.inside[module]
+        parts = self.inside.get(module)
+        if parts is None:
+            self.ahead.discard(module)
+        else:
+            self.ahead -= parts
         first = first_tensor(output)
         self.ran.append((module, () if first is None else first.shape))
         if self.wanted is None and len(self.ahead) > _NEAR_THE_END:
