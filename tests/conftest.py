@@ -27,9 +27,12 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def memory_is_given_back():
-    """A worker runs many files and never ends; what one file has freed, the allocator would keep for the next."""
+def memory_is_given_back(request):
+    """A worker runs many files and never ends: what a file has cached goes with it, and the allocator keeps nothing for the next."""
     yield
+    for cached in vars(request.module).values():
+        if hasattr(cached, "cache_clear") and hasattr(cached, "__wrapped__"):
+            cached.cache_clear()
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):  # glibc alone has it
         ctypes.CDLL(None).malloc_trim(0)
