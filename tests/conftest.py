@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import functools
 import gc
 import os
 import sys
@@ -31,7 +32,7 @@ def memory_is_given_back(request):
     """A worker runs many files and never ends: what a file has cached goes with it, and the allocator keeps nothing for the next."""
     yield
     for cached in vars(request.module).values():
-        if hasattr(cached, "cache_clear") and hasattr(cached, "__wrapped__"):
+        if isinstance(cached, functools._lru_cache_wrapper):
             cached.cache_clear()
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):  # glibc alone has it
