@@ -11,23 +11,13 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from .perturbation import scores_of
 from .run import Call, Run
 from ..engine.batches import in_batches
 from ..engine.record import record
 from ..engine.replay import replay
-
-# %% ../../nbs/core/variants.ipynb #08
-def _pictures_first(run, call):
-    shapes = {tuple(t.shape) for t in tree_leaves(run.record.activations[call.layer][call.index]) if isinstance(t, Tensor)}
-    if any(shape[:1] != (run.batch,) for shape in shapes):
-        gives = ", ".join(map(str, sorted(shapes)))
-        raise ValueError(
-            f"target_layers: {run.name(call.layer)!r} gives {gives}, not with the {run.batch} pictures in front, "
-            "and its parts cannot be exchanged; name a layer that does"
-        )
 
 # %% ../../nbs/core/variants.ipynb #09
 def elements(

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_map_only
 
 from .attention_watch import Attention, AttentionWatch
 from .inputs import call_model, check_input
-from .record import GradientStaysOn, checked_score, detached, no_inference, plain_mode
+from .record import GradientStaysOn, detached, no_inference, plain_mode, scored
 from .visit import evaluating, intercepting, unwrap
 
 # %% ../../nbs/engine/attention.ipynb #09
@@ -80,8 +80,7 @@ def record_attention(
             output = call_model(model, inputs)
         layers = watch.layers(batch)
         if score is not None:
-            with torch.enable_grad():
-                value = checked_score(score(output))
+            value = scored(score, output)
             if not each_layer:
                 outputs = [a for a in layers if a.output is not None]
                 found = _gradients(value, [a.weights for a in layers] + [a.output for a in outputs])

@@ -7,16 +7,16 @@ __all__ = ['live_layers', 'record_live', 'record_at', 'suggest_layer']
 
 # %% ../../nbs/engine/live.ipynb #ce1b623d
 from collections.abc import Callable
+from functools import partial
 from itertools import takewhile
 
-import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from .inputs import first_picture, first_tensor, pictures_in
 from .keeper import gradients_of
 from .layers import Layer
-from .record import Record, checked_score, detached, no_inference, plain_mode, record
+from .record import Record, detached, no_inference, plain_mode, record, scored
 from .scout import Scout
 from .visit import unwrap
 
@@ -42,7 +42,7 @@ def live_layers(
     score: Callable | None = None,  # the model's output -> a scalar; left out: the highest number of the output
 ) -> list[Layer]:  # those at whose places the score has a gradient
     "The layers whose places the score depends on, from one run."
-    r = record(model, [layer.module for layer in layers], first_picture(input_tensor), score or (lambda output: _top_score(output, 1)))
+    r = record(model, [layer.module for layer in layers], first_picture(input_tensor), score or partial(_top_score, batch=1))
     return [layer for layer in layers if _is_live(layer, r.gradients[layer.module])]
 
 # %% ../../nbs/engine/live.ipynb #bc8965db
@@ -51,8 +51,7 @@ def _scouted(model, inputs, score, wanted=None):
     for insist in (False, True):
         scout = Scout(model, inputs, wanted)
         output = scout.run(insist)
-        with torch.enable_grad():
-            value = checked_score(score(output) if score else _top_score(output, pictures_in(inputs)))
+        value = scored(score or partial(_top_score, batch=pictures_in(inputs)), output)
         if value.requires_grad or not scout.kept:
             break
     return scout, output, value
@@ -93,8 +92,7 @@ def _find(model, inputs, score):
 def record_live(
     model: nn.Module,  # left exactly as it was found
     input_tensor,  # as for `record`
-    score: Callable
-    | None = None,  # the model's output -> a scalar, or several as a 1-D tensor; left out: the first picture's highest number
+    score: Callable | None = None,  # the model's output -> a scalar, or several as a 1-D tensor; left out: its highest number
 ) -> Record:  # of one layer; without a score no gradients
     "Run the model once, and keep the last layer that has places and a gradient."
     model = unwrap(model)

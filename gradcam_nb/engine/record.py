@@ -63,8 +63,10 @@ def detached(tree):
     return tree_map_only(torch.Tensor, torch.Tensor.detach, tree)
 
 
-def checked_score(value):
-    "What a score gave, if a gradient can be asked of it. Raises `ValueError` and `TypeError` otherwise."
+def scored(score, output):
+    "What a score makes of an output, with its graph. Raises `ValueError` and `TypeError` for what has no gradient."
+    with torch.enable_grad():
+        value = score(output)
     if not isinstance(value, torch.Tensor):
         raise TypeError(f"score: expected a scalar tensor, got {type(value).__name__}")
     if value.ndim > 1 or not value.numel():
@@ -111,12 +113,10 @@ def record(
         _check_ran(model, keeper)
         overwritten, gradients = keeper.overwritten(), {}
         if score is not None:
-            with torch.enable_grad():
-                value = checked_score(score(output))
+            value = scored(score, output)
             if not value.requires_grad:
                 output, keeper, _ = _run(model, layers, inputs, True, fold, insist=True)
-                with torch.enable_grad():
-                    value = checked_score(score(output))
+                value = scored(score, output)
             gradients = gradients_of(value, keeper, create_graph=create_graph)
         kept = {layer: calls if create_graph else detached(calls) for layer, calls in keeper.kept.items() if layer not in fold}
         return Record(model, inputs, detached(output), kept, gradients, overwritten, tape)

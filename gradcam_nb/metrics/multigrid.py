@@ -166,7 +166,7 @@ def fill_holes(
     pictures: Tensor,  # `B × C × spatial`, one, two or three spatial dimensions
     keep: Tensor,  # `B × spatial`, true where the pixel stays
     kernel: Tensor
-    | None = None,  # weights of the neighbours, of odd sides, the same on opposite sides; left out: 2 : 1 for beside and across a corner
+    | None = None,  # the neighbours' weights, of odd sides, the same on opposite sides; left out: 2 : 1 for beside and across
     *,
     tolerance: float = 2e-4,  # about how far a filled pixel may be from the exact solution, as a share of the picture's largest number
 ) -> Tensor:  # `B × C × spatial`

@@ -8,18 +8,15 @@ __all__ = ['Stages', 'ParameterRandomisation']
 # %% ../../nbs/metrics/parameter_randomisation.ipynb #03
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import accumulate
-from threading import get_ident
 
 import torch
 from torch import Tensor, nn
-from torch.jit import ScriptModule
 
 from ..engine.batches import in_batches
 from ..engine.caller import warn_caller
-from ..engine.visit import find_layer, unwrap
+from ..engine.visit import find_layer, hooking, names_of, unwrap
 from .forgetting import copied_together, learnt_layers, redraw
 from .robustness import RobustnessMetric, model_of
 from .similarity import find_similarity, is_constant
@@ -66,16 +63,8 @@ class Stages:
 # %% ../../nbs/metrics/parameter_randomisation.ipynb #11
 def _ran(model, call):
     "What a call gives, and whether this thread ran the model in it."
-    seen, thread = [], get_ident()
-
-    def note(module, args):
-        if get_ident() == thread:
-            seen.append(True)
-
-    with ExitStack() as hooks:
-        for module in model.modules():
-            if not isinstance(module, ScriptModule):
-                hooks.callback(module.register_forward_pre_hook(note).remove)
+    seen = []
+    with hooking(names_of(model), lambda *ran: seen.append(True)):
         return call(), bool(seen)
 
 # %% ../../nbs/metrics/parameter_randomisation.ipynb #12
