@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from functools import update_wrapper
 
+from .as_found import plain_kernels, remembered
 from torch import nn
 from torch.jit import ScriptModule
 
@@ -40,7 +41,8 @@ def names_of(
             names[module] = name
             for key, child in module._modules.items():
                 if child is not None:
-                    walk(child, f"{name}.{key}" if name else key)
+                    # A compiled part has the name of what it wraps.
+                    walk(child, name if key == "_orig_mod" else f"{name}.{key}" if name else key)
 
     walk(model, "")
     return names
@@ -58,7 +60,7 @@ def find_layer(
         from_the_end = ", ".join(f"{-i} {name}" for i, name in enumerate(reversed(children), 1))
         raise ValueError(f"layer: {type(model).__name__} has {len(children)} children, got {layer}; from the end they are {from_the_end}")
     if isinstance(layer, str):
-        names = dict(model.named_modules())
+        names = dict(model.named_modules()) | {name: module for module, name in names_of(model).items()}
         if layer in names:
             return names[layer]
         near = [name for name in names if layer in name][:5] or list(dict(model.named_children()))
@@ -88,25 +90,26 @@ class FromInput(nn.Module):
 
 # %% ../../nbs/engine/visit.ipynb #11
 _lock = threading.RLock()
-_visits = {}  # module -> [visits under way, the training flag as the first visitor found it]
+_visits = {}  # module -> [visits under way, the training flag as the first visitor found it, what puts back what it remembers]
 
 # %% ../../nbs/engine/visit.ipynb #12
 @contextmanager
 def evaluating(
     model: nn.Module,  # left as it was found, on every exit
 ):
-    "Evaluation mode while inside; every module's training flag is put back by the last visitor to leave."
+    "Evaluation mode while inside; every module's training flag and memory are put back by the last visitor to leave."
     modules = list(names_of(model))
     with _lock:
         for module in modules:
             visit = _visits.get(module)
             if visit is None:
-                visit = _visits[module] = [0, module.training]
+                visit = _visits[module] = [0, module.training, remembered(module)]
             visit[0] += 1
             if module.training:
                 module.training = False
     try:
-        yield
+        with plain_kernels(modules):
+            yield
     finally:
         with _lock:
             for module in modules:
@@ -114,6 +117,8 @@ def evaluating(
                 visit[0] -= 1
                 if not visit[0]:
                     del _visits[module]
+                    if visit[2]:
+                        visit[2]()
                     if visit[1]:
                         module.training = True
 
