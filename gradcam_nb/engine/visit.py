@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from functools import update_wrapper
 
-from .as_found import plain_kernels, remembered
 from torch import nn
 from torch.jit import ScriptModule
+
+from .as_found import plain_kernels, remembered
 
 # %% ../../nbs/engine/visit.ipynb #06
 def unwrap(
@@ -90,7 +91,7 @@ class FromInput(nn.Module):
 
 # %% ../../nbs/engine/visit.ipynb #11
 _lock = threading.RLock()
-_visits = {}  # module -> [visits under way, the training flag as the first visitor found it, what puts back what it remembers]
+_visits = {}  # module -> [visits under way, the training flag as the first visitor found it, what puts back what it remembers, whose]
 
 # %% ../../nbs/engine/visit.ipynb #12
 @contextmanager
@@ -98,12 +99,16 @@ def evaluating(
     model: nn.Module,  # left as it was found, on every exit
 ):
     "Evaluation mode while inside; every module's training flag and memory are put back by the last visitor to leave."
-    modules = list(names_of(model))
+    modules, thread = list(names_of(model)), threading.get_ident()
     with _lock:
         for module in modules:
             visit = _visits.get(module)
             if visit is None:
-                visit = _visits[module] = [0, module.training, remembered(module)]
+                visit = _visits[module] = [0, module.training, remembered(module), thread]
+            elif visit[3] != thread:
+                visit[3] = None  # nobody can tell whose memory it is until all have left
+            elif visit[2]:
+                visit[2]()
             visit[0] += 1
             if module.training:
                 module.training = False

@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_map_only
 # %% ../../nbs/engine/whole.ipynb #be26ce35
 _lock = threading.RLock()
 _runs = {}  # thread -> the run under way
+_attempts = {}  # thread -> the run of the attempt under way
 
 
 def _switch(run, theirs, mode):
@@ -155,15 +156,21 @@ def start_graph():
 def run_whole(
     attempt: Callable,  # called with a `WholeRun`; everything that may fail: the forward pass, the score, its gradients
 ) -> Any:  # what it gives
-    "One attempt; another one only where PyTorch cannot differentiate what the model did."
-    run = WholeRun()
-    while True:
-        try:
-            answer = attempt(run)
-            break
-        except RuntimeError as error:
-            if not run.learns(error):
-                raise
+    "One attempt; another one only where PyTorch cannot differentiate what the model did. An attempt within an attempt is a part of it."
+    thread = threading.get_ident()
+    if thread in _attempts:
+        return attempt(_attempts[thread])
+    run = _attempts[thread] = WholeRun()
+    try:
+        while True:
+            try:
+                answer = attempt(run)
+                break
+            except RuntimeError as error:
+                if not run.learns(error):
+                    raise
+    finally:
+        del _attempts[thread]
     if run.honours:
         warnings.warn(
             f"model: what it computes under no_grad is left out of the gradients, as it does not run with autograd: {run.reason}",
