@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
+from .as_found import afresh
 from .attention_watch import Attention, AttentionWatch
 from .inputs import call_model, check_input
 from .record import detached, no_inference, plain_mode, scored
@@ -42,7 +43,8 @@ def _read_out(model, inputs, run, layers, layer, mean_tokens):
         start_graph()
         return tree_map_only(Tensor, pool, given)
 
-    with torch.no_grad(), evaluating(model), intercepting(model, answer), run:
+    afresh(model)
+    with torch.no_grad(), intercepting(model, answer), run:
         return call_model(model, inputs)
 
 # %% ../../nbs/engine/attention.ipynb #16
@@ -80,6 +82,8 @@ def record_attention(
 
     def attempt(run):
         watch = AttentionWatch(score is not None)
+        if run.passes:
+            afresh(model)
         with intercepting(model, watch.visit), run, watch:
             output = call_model(model, inputs)
         layers = watch.layers(batch)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
+from .as_found import afresh
 from .inputs import first_picture, first_tensor, pictures_in
 from .keeper import gradients_of
 from .layers import Layer
@@ -53,6 +54,8 @@ def _scouted(model, inputs, score, wanted=None):
     "A scout's run, what the model answered, and what the score made of it."
 
     def attempt(run):
+        if run.passes:
+            afresh(model)
         scout = Scout(model, inputs, wanted)
         output = scout.run(run)
         return scout, output, scored(score or partial(_top_score, batch=pictures_in(inputs)), output)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from .inputs import call_model, first_tensor
 from .keeper import Keeper
 from .layers import SILENT, Layer, Laying, before_drawing, draws, may_serve
-from .visit import evaluating, hooking, names_of
+from .visit import hooking, names_of
 from .whole import WholeRun
 
 # %% ../../nbs/engine/scout.ipynb #74172b3a
@@ -75,9 +75,9 @@ class Scout(Keeper):
         self.judged = {}  # module -> its layer, and whether that may serve
 
     def run(self, run: WholeRun | None = None) -> Any:
-        "What the model answers."
+        "What the model answers; inside `evaluating`."
         speaking = [module for module in self.names if not isinstance(module, SILENT) and module is not self.model]
-        with evaluating(self.model), hooking(speaking, self), run or WholeRun():
+        with hooking(speaking, self), run or WholeRun():
             output = call_model(self.model, self.inputs)
         for module in [module for module in self.kept if self.times[module] > 1]:
             calls = zip(self.which[module], self.kept.pop(module))

@@ -14,7 +14,7 @@ from functools import update_wrapper
 from torch import nn
 from torch.jit import ScriptModule
 
-from .as_found import plain_kernels, remembered
+from .as_found import plain_kernels, put_back, remember
 
 # %% ../../nbs/engine/visit.ipynb #06
 def unwrap(
@@ -91,7 +91,7 @@ class FromInput(nn.Module):
 
 # %% ../../nbs/engine/visit.ipynb #11
 _lock = threading.RLock()
-_visits = {}  # module -> [visits under way, the training flag as the first visitor found it, what puts back what it remembers, whose]
+_visits = {}  # module -> [visits under way, the training flag as the first visitor found it]
 
 # %% ../../nbs/engine/visit.ipynb #12
 @contextmanager
@@ -99,16 +99,13 @@ def evaluating(
     model: nn.Module,  # left as it was found, on every exit
 ):
     "Evaluation mode while inside; every module's training flag and memory are put back by the last visitor to leave."
-    modules, thread = list(names_of(model)), threading.get_ident()
+    modules = list(names_of(model))
     with _lock:
         for module in modules:
             visit = _visits.get(module)
             if visit is None:
-                visit = _visits[module] = [0, module.training, remembered(module), thread]
-            elif visit[3] != thread:
-                visit[3] = None  # nobody can tell whose memory it is until all have left
-            elif visit[2]:
-                visit[2]()
+                visit = _visits[module] = [0, module.training]
+            remember(module)
             visit[0] += 1
             if module.training:
                 module.training = False
@@ -122,8 +119,7 @@ def evaluating(
                 visit[0] -= 1
                 if not visit[0]:
                     del _visits[module]
-                    if visit[2]:
-                        visit[2]()
+                    put_back(module)
                     if visit[1]:
                         module.training = True
 

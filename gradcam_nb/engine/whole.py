@@ -89,6 +89,7 @@ class WholeRun:
     def __init__(self):
         self.honours, self.copies = False, None  # autograd goes off where the model says so; copies of what cannot be differentiated
         self.started = self.hidden = False
+        self.passes = 0  # that were begun
         self.ignored, self.reason = 0, ""  # switches that did nothing; why they are honoured now
 
     @property
@@ -102,6 +103,7 @@ class WholeRun:
 
     def __enter__(self):
         thread, self.left = threading.get_ident(), ExitStack()
+        self.passes += 1
         self.started, self.hidden, self.copied = torch.is_grad_enabled(), False, self.copies and self.copies()
         self.left.callback(torch.set_grad_enabled, torch.is_grad_enabled())
         with _lock:
