@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.jit import ScriptModule
 from torch.nn.modules.batchnorm import _NormBase
+from torch.utils._pytree import tree_leaves
 
 # %% ../../nbs/engine/as_found.ipynb #59a23348
 _OWN = {*vars(nn.Module()), "forward"}  # what every module has
@@ -28,11 +29,7 @@ _NOTHING = object()
 
 
 def _holds_tensors(value):
-    if isinstance(value, dict):
-        value = value.values()
-    return (
-        isinstance(value, Tensor) or isinstance(value, (*_HOLDERS, tuple, type({}.values()))) and any(isinstance(t, Tensor) for t in value)
-    )
+    return any(isinstance(t, Tensor) for t in (value if isinstance(value, set) else tree_leaves(value)))
 
 
 def _put_back(held, was):

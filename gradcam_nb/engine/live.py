@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from .as_found import afresh
-from .inputs import first_picture, first_tensor, pictures_in
+from .inputs import first_tensor, one_or_all, pictures_in
 from .keeper import gradients_of
 from .layers import Layer
 from .record import OneCall, Record, detached, no_inference, plain_mode, record, scored
@@ -46,7 +46,11 @@ def live_layers(
     score: Callable | None = None,  # the model's output -> a scalar; left out: the highest number of the output
 ) -> list[Layer]:  # those at whose places the score has a gradient
     "The layers whose places the score depends on, from one run."
-    r = record(model, [layer.module for layer in layers], first_picture(input_tensor), score or partial(_top_score, batch=1))
+
+    def recorded(inputs):
+        return record(model, [layer.module for layer in layers], inputs, score or partial(_top_score, batch=pictures_in(inputs)))
+
+    r = one_or_all(recorded, input_tensor)
     return [layer for layer in layers if _is_live(layer, r.gradients[layer.module])]
 
 # %% ../../nbs/engine/live.ipynb #bc8965db
@@ -164,5 +168,5 @@ def suggest_layer(
     score: Callable | None = None,  # the model's output -> a scalar; left out: the highest number of the output
 ) -> Layer:  # the last layer with places and a gradient
     "The layer to explain with: the last one that still has places and is alive."
-    layer = _searched(model, first_picture(input_tensor), score)
+    layer = one_or_all(lambda inputs: _searched(model, inputs, score), input_tensor)
     return replace(layer, module=_place(layer)[0])

@@ -132,4 +132,7 @@ def _check_ran(model, keeper):
     if silent:
         names = names_of(model)
         found = ", ".join(repr(names[find_layer(model, layer)]) for layer in silent)
-        raise ValueError(f"layer: {found} never ran in this forward pass; pass a layer that the output is made from")
+        # Checkpointing calls the parts of a container one by one.
+        parts = [names[layer[-1]] for layer in silent if isinstance(layer, nn.Sequential) and len(layer)]
+        instead = f"the last part of it, {parts[0]!r}, or another" if parts else "a"
+        raise ValueError(f"layer: {found} never ran in this forward pass; pass {instead} layer that the output is made from")
