@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from .inputs import call_model, first_tensor, pictures_in
 from .tape import CallPath, NumbersWanted, ShapeOnly, Tape
 from .visit import evaluating, intercepting
+from .whole import run_whole
 
 # %% ../../nbs/engine/replay.ipynb #12
 def _batch_dim(t, batch):
@@ -110,10 +111,15 @@ def replay(
     if layer in record.overwritten:
         activations = tree_map_only(torch.Tensor, torch.clone, activations)
     wanted = any(isinstance(t, torch.Tensor) and t.requires_grad for t in tree_leaves(activations))
-    with torch.inference_mode(False), torch.set_grad_enabled(wanted), evaluating(tape.model):
-        try:
-            return _answered(record, activations, call, spread)
-        except RuntimeError as error:
-            if "single memory location" not in str(error):
-                raise
-            return _answered(record, activations, call, lambda t: spread(t).clone())
+
+    def attempt(run):
+        with evaluating(tape.model), run:
+            try:
+                return _answered(record, activations, call, spread)
+            except RuntimeError as error:
+                if "single memory location" not in str(error):
+                    raise
+                return _answered(record, activations, call, lambda t: spread(t).clone())
+
+    with torch.inference_mode(False), torch.set_grad_enabled(wanted):
+        return run_whole(attempt)
