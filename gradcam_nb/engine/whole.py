@@ -7,7 +7,6 @@ __all__ = ['WholeRun', 'start_graph', 'run_whole']
 
 # %% ../../nbs/engine/whole.ipynb #ae6dc55d
 import threading
-import warnings
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
 from typing import Any
@@ -17,6 +16,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils import checkpoint
 from torch.utils._pytree import tree_map_only
+
+from .caller import warn_caller
 
 # %% ../../nbs/engine/whole.ipynb #be26ce35
 _lock = threading.RLock()
@@ -174,8 +175,5 @@ def run_whole(
     finally:
         del _attempts[thread]
     if run.honours:
-        warnings.warn(
-            f"model: what it computes under no_grad is left out of the gradients, as it does not run with autograd: {run.reason}",
-            stacklevel=3,
-        )
+        warn_caller(f"model: what it computes under no_grad is left out of the gradients, as it does not run with autograd: {run.reason}")
     return answer
