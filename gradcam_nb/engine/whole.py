@@ -161,8 +161,9 @@ def run_whole(
 ) -> Any:  # what it gives
     "One attempt; another one only where PyTorch cannot differentiate what the model did. An attempt within an attempt is a part of it."
     thread = threading.get_ident()
-    if thread in _attempts:
-        return attempt(_attempts[thread])
+    before = _attempts.get(thread)
+    if before is not None and before is not _runs.get(thread):
+        return attempt(before)
     run = _attempts[thread] = WholeRun()
     try:
         while True:
@@ -173,7 +174,10 @@ def run_whole(
                 if not run.learns(error):
                     raise
     finally:
-        del _attempts[thread]
+        if before is None:
+            del _attempts[thread]
+        else:  # a model that explains another one in its forward pass
+            _attempts[thread] = before
     if run.honours:
         warn_caller(f"model: what it computes under no_grad is left out of the gradients, as it does not run with autograd: {run.reason}")
     return answer
