@@ -18,7 +18,7 @@ from .run import Call, Run
 from ..engine.batches import in_batches
 from ..engine.live import record_at
 from ..engine.record import OneCall
-from ..engine.replay import replay
+from ..engine.replay import FixedBatch, replay
 
 # %% ../../nbs/core/variants.ipynb #09
 def elements(
@@ -119,9 +119,11 @@ def scores_behind(
             scores[:, :, part] = scores_of(asked, range(run.batch), behind(rows))[..., None]
 
     with torch.no_grad():
-        if isinstance(run.record.input_tensor, list):
-            all_together()
-        else:
+        try:
+            if isinstance(run.record.input_tensor, list):
+                raise FixedBatch
             for picture in range(run.batch):
                 one_picture(picture)
+        except FixedBatch:
+            all_together()
     return scores

@@ -33,6 +33,9 @@ def _holds_tensors(value):
 
 
 def _put_back(held, was):
+    now, before = (list(v.items()) if isinstance(v, dict) else [(None, one) for one in v] for v in (held, was))
+    if len(now) == len(before) and all(a is c and b is d for (a, b), (c, d) in zip(now, before)):
+        return
     held.clear()
     (held.extend if isinstance(held, (list, deque)) else held.update)(was)
 
@@ -58,7 +61,7 @@ def remembered(
     tensors = (
         [t for t in (*buffers.values(), *kept) if isinstance(t, Tensor)] if kept or buffers and not isinstance(module, _NormBase) else ()
     )
-    numbers = [(t, t._version, t.detach().clone()) for t in tensors if not t.is_inference() and t.numel() <= _LARGE]
+    numbers = [(t, t._version, t.detach().clone()) for t in tensors if type(t) is Tensor and not t.is_inference() and t.numel() <= _LARGE]
     held = [(v, copy(v)) for v in kept if type(v) in _HOLDERS and (not v or _holds_tensors(v))]
 
     def restore():

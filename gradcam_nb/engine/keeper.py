@@ -115,4 +115,5 @@ def gradients_of(
         each = [one[id(value)] if id(value) in one else zeros(*layer_of[id(value)]) for one in found]
         return torch.stack(each) if score.ndim else each[0]
 
-    return tree_map_only(Tensor, gradient, kept)
+    with torch.set_grad_enabled(create_graph):
+        return tree_map_only(Tensor, gradient, kept)

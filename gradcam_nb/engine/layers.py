@@ -114,7 +114,11 @@ def may_serve(
     if layer.reshape is as_it_is:
         return any(True for _ in layer.module.parameters()) or type(layer.module).__module__ == "torch.nn.modules.activation"
     norm = "Norm" in layer.kind
-    block = any(True for _ in layer.module.children()) and not any(word in layer.kind for word in ("Attention", "Mlp", "MLP"))
+    # A linear layer with an adapter or a parametrisation has parts too.
+    linear = isinstance(getattr(layer.module, "base_layer", layer.module), nn.Linear)
+    block = (
+        any(True for _ in layer.module.children()) and not linear and not any(word in layer.kind for word in ("Attention", "Mlp", "MLP"))
+    )
     return norm or block
 
 # %% ../../nbs/engine/layers.ipynb #17

@@ -7,7 +7,6 @@ __all__ = ['WholeRun', 'start_graph', 'run_whole']
 
 # %% ../../nbs/engine/whole.ipynb #ae6dc55d
 import threading
-import warnings
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
 from typing import Any
@@ -17,6 +16,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils import checkpoint
 from torch.utils._pytree import tree_map_only
+
+from .caller import warn_caller
 
 # %% ../../nbs/engine/whole.ipynb #be26ce35
 _lock = threading.RLock()
@@ -160,8 +161,9 @@ def run_whole(
 ) -> Any:  # what it gives
     "One attempt; another one only where PyTorch cannot differentiate what the model did. An attempt within an attempt is a part of it."
     thread = threading.get_ident()
-    if thread in _attempts:
-        return attempt(_attempts[thread])
+    before = _attempts.get(thread)
+    if before is not None and before is not _runs.get(thread):
+        return attempt(before)
     run = _attempts[thread] = WholeRun()
     try:
         while True:
@@ -172,10 +174,10 @@ def run_whole(
                 if not run.learns(error):
                     raise
     finally:
-        del _attempts[thread]
+        if before is None:
+            del _attempts[thread]
+        else:  # a model that explains another one in its forward pass
+            _attempts[thread] = before
     if run.honours:
-        warnings.warn(
-            f"model: what it computes under no_grad is left out of the gradients, as it does not run with autograd: {run.reason}",
-            stacklevel=3,
-        )
+        warn_caller(f"model: what it computes under no_grad is left out of the gradients, as it does not run with autograd: {run.reason}")
     return answer

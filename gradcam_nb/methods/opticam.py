@@ -30,7 +30,13 @@ from ..targets.resolve import each_score
 def _alone(run, call, picture):
     "What a layer gives for one picture of the batch, to the last digit as if it had come alone."
     one = masked(run.record.input_tensor, [picture], torch.ones(1, *run.size, device=call.activations.device))
-    run = replace(run, record=record_at(run.record.model, OneCall([call.layer], run.record.call), one), asked=[[None]])
+    try:
+        run = replace(run, record=record_at(run.record.model, OneCall([call.layer], run.record.call), one), asked=[[None]])
+    except (RuntimeError, AssertionError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ValueError(
+            f"batch_size: the model was given {run.batch} pictures and does not take a single one ({reason}); pass batch_size={run.batch}"
+        ) from error
     return list(run.calls(call.layer))[call.index].activations
 
 # %% ../../nbs/methods/opticam.ipynb #10
