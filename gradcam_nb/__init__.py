@@ -7,6 +7,7 @@ from .catalogue import list_methods, list_metrics
 from .compare import compare, compare_layers
 from .core.cam import BaseCAM
 from .engine.layers import list_layers
+from .engine.layout import verify_layout
 from .engine.live import suggest_layer
 from .engine.record import Record, record
 from .engine.replay import replay
@@ -155,6 +156,8 @@ __all__ = [
     "swin_reshape_transform",
     "to_boxes",
     "to_mask",
+    "token_order_reshape_transform",
+    "verify_layout",
     "vit_reshape_transform",
     "volume_tokens_reshape_transform",
     "XGradCAM",

@@ -180,7 +180,7 @@ class BaseCAM:
         r = self.record(input_tensor, score if wanted else None)
         if is_asked and not resolved:
             score(r.output)
-        self.target_layers, self.outputs = self.target_layers or list(r.activations), r.output
+        self.target_layers, self.outputs = self.target_layers or r.layers, r.output
         if not self.uses_gradients:
             r = replace(r, gradients={})
         return Run(r, self.target_layers, resolved or [[None] * batch], size, self.reshape_transform)

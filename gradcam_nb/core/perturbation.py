@@ -18,7 +18,7 @@ from .cam import BaseCAM, combine, finish, weigh
 from .run import Call, Run, warn_if_blank
 from ..engine.batches import batch_that_fits, bytes_of, in_batches
 from ..engine.fast_copy import Quick
-from ..engine.inputs import first_picture, first_tensor, places
+from ..engine.inputs import first_tensor, places
 from ..engine.layers import list_layers
 from ..targets.resolve import each_score
 
@@ -104,7 +104,7 @@ class PerturbationCAM(BaseCAM):
     ) -> Tensor:  # `K × n`, float32
         "The scores of masked pictures; the masks are made a batch at a time."
         inputs, scores = run.record.input_tensor, []
-        quick = Quick(self.model, first_picture(inputs), len(pictures) // self.batch_size)
+        quick = Quick(self.model, inputs, len(pictures) // self.batch_size)
         for part in in_batches(len(pictures), self.batch_size, type(self).__name__, seconds=self.seconds, progress=self.progress):
             with torch.inference_mode():
                 scores.append(scores_of(asked, pictures[part], quick(change(masked(inputs, pictures[part], masks(part)), part))))

@@ -16,8 +16,9 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from .perturbation import scores_of
 from .run import Call, Run
 from ..engine.batches import in_batches
-from ..engine.record import record
-from ..engine.replay import replay
+from ..engine.live import record_at
+from ..engine.record import OneCall
+from ..engine.replay import FixedBatch, replay
 
 # %% ../../nbs/core/variants.ipynb #09
 def elements(
@@ -70,7 +71,7 @@ def _taped(run, layer):
     "The run with what `replay` needs for this layer."
     if run.record.tape is not None and run.record.tape.layer is layer:
         return run.record
-    return record(run.record.model, [layer], run.record.input_tensor, replayable=True)
+    return record_at(run.record.model, OneCall([layer], run.record.call), run.record.input_tensor, replayable=True)
 
 
 def _whole(rows, values, structure):
@@ -118,9 +119,11 @@ def scores_behind(
             scores[:, :, part] = scores_of(asked, range(run.batch), behind(rows))[..., None]
 
     with torch.no_grad():
-        if isinstance(run.record.input_tensor, list):
-            all_together()
-        else:
+        try:
+            if isinstance(run.record.input_tensor, list):
+                raise FixedBatch
             for picture in range(run.batch):
                 one_picture(picture)
+        except FixedBatch:
+            all_together()
     return scores

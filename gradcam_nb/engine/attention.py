@@ -14,10 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
+from .as_found import afresh
 from .attention_watch import Attention, AttentionWatch
 from .inputs import call_model, check_input
-from .record import GradientStaysOn, detached, no_inference, plain_mode, scored
+from .record import detached, no_inference, plain_mode, scored
 from .visit import evaluating, intercepting, unwrap
+from .whole import run_whole, start_graph
 
 # %% ../../nbs/engine/attention.ipynb #09
 @dataclass
@@ -28,7 +30,7 @@ class AttentionRecord:
     output: Any  # what the model answered, detached
 
 # %% ../../nbs/engine/attention.ipynb #14
-def _read_out(model, inputs, layers, layer, mean_tokens):
+def _read_out(model, inputs, run, layers, layer, mean_tokens):
     "The model's output if it ended after a layer."
     blocks, given = {a.block.module for a in layers}, layer.block.output
 
@@ -38,10 +40,11 @@ def _read_out(model, inputs, layers, layer, mean_tokens):
     def answer(module, forward, args, kwargs):
         if module not in blocks:
             return forward(*args, **kwargs)
-        torch.set_grad_enabled(True)
+        start_graph()
         return tree_map_only(Tensor, pool, given)
 
-    with torch.no_grad(), evaluating(model), GradientStaysOn(), intercepting(model, answer):
+    afresh(model)
+    with torch.no_grad(), intercepting(model, answer), run:
         return call_model(model, inputs)
 
 # %% ../../nbs/engine/attention.ipynb #16
@@ -73,13 +76,19 @@ def record_attention(
     parameters, and in evaluation mode whatever the model's flags.
     Raises `ValueError` for a model without attention over all tokens.
     """
-    model, batch, watch = unwrap(model), check_input(input_tensor), AttentionWatch(score is not None)
+    model, batch = unwrap(model), check_input(input_tensor)
     with plain_mode():
         inputs = no_inference(input_tensor)
-        with evaluating(model), intercepting(model, watch.visit), watch:
+
+    def attempt(run):
+        watch = AttentionWatch(score is not None)
+        if run.passes:
+            afresh(model)
+        with intercepting(model, watch.visit), run, watch:
             output = call_model(model, inputs)
         layers = watch.layers(batch)
         if score is not None:
+            run.check()
             value = scored(score, output)
             if not each_layer:
                 outputs = [a for a in layers if a.output is not None]
@@ -90,10 +99,13 @@ def record_attention(
                     a.output_gradient = gradient
             else:
                 for a in layers:
-                    ended = _read_out(model, inputs, layers, a, mean_tokens)
+                    ended = _read_out(model, inputs, run, layers, a, mean_tokens)
                     with torch.enable_grad():
                         value = score(ended)
                     (a.gradient,) = _gradients(value, [a.weights], keep_graph=True)
         kept = ("weights", "queries", "keys", "values", "output", "gradient", "output_gradient")
         layers = [Attention(a.module, **{name: _heads(getattr(a, name), batch) for name in kept}) for a in layers]
         return AttentionRecord(layers, detached(output))
+
+    with plain_mode(), evaluating(model):
+        return run_whole(attempt)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from .inputs import first_tensor
+from .whole import start_graph
 
 # %% ../../nbs/engine/attention_watch.ipynb #08
 @dataclass
@@ -71,8 +72,6 @@ class AttentionWatch(TorchFunctionMode):
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if self.with_gradient and function is torch._C._set_grad_enabled and torch.is_grad_enabled():
-            return None
         if function is F.scaled_dot_product_attention:
             return self.attend(*args, **kwargs)
         if function is F.multi_head_attention_forward:
@@ -92,7 +91,7 @@ class AttentionWatch(TorchFunctionMode):
 
     def keep(self, weights, queries=None, keys=None):
         if self.with_gradient:
-            torch.set_grad_enabled(True)
+            start_graph()
             if not weights.requires_grad:
                 weights.requires_grad_()
         for call in self.stack:

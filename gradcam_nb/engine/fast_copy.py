@@ -12,9 +12,9 @@ import time
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
-from .inputs import call_model
+from .inputs import call_model, first_picture, pictures_in
 from .visit import evaluating, intercepting
 
 # %% ../../nbs/engine/fast_copy.ipynb #08
@@ -62,10 +62,11 @@ class Quick:
     def __init__(
         self,
         model: nn.Module,  # left as it was found
-        inputs,  # one picture, or some: to try the copy on
+        inputs,  # what the model was given before; the copy is tried on its first picture
         calls: int,  # how many calls will come; where there are too few to measure, the model runs as it is
     ):
-        self.model, self.inputs, self.copy, self.form = model, inputs, None, "plain"
+        self.model, self.inputs, self.copy, self.form = model, first_picture(inputs), None, "plain"
+        self.rows, self.by = pictures_in(inputs), False  # as many pictures as the model was given; whether it takes only so many
         on_cpu, flat = next((not p.is_cuda for p in model.parameters()), True), all(p.ndim < 5 for p in model.parameters())
         # On a CPU the folded copy with channels in front was never the fastest, and needs the most memory.
         forms = ["plain", *["folded"] * (not (on_cpu and flat)), *["channels last"] * flat]
@@ -87,9 +88,32 @@ class Quick:
 
     def answer(self, inputs):
         if self.form != "plain":
-            return call_model(self.copy, inputs)
-        with evaluating(self.model):
-            return call_model(self.model, inputs)
+            with evaluating(self.copy):
+                return call_model(self.copy, inputs)
+        if not self.by:
+            with evaluating(self.model):
+                try:
+                    return call_model(self.model, inputs)
+                except (RuntimeError, AssertionError, ValueError) as error:
+                    if pictures_in(inputs) == self.rows or isinstance(error, torch.OutOfMemoryError):
+                        raise
+                    failed = error
+            return self.answer_by_rows(inputs, failed)
+        return self.answer_by_rows(inputs)
+
+    def answer_by_rows(self, inputs, failed=None):
+        "The output, from passes of as many rows as the model was given: an exported model, or one with a state, takes no others."
+        n, parts = pictures_in(inputs), []
+        try:
+            for start in range(0, n, self.rows):
+                # The last pass is filled up with the last picture.
+                rows = [min(row, n - 1) for row in range(start, start + self.rows)]
+                with evaluating(self.model):
+                    parts.append(call_model(self.model, _rows_of(inputs, rows)))
+        except Exception as error:
+            raise failed or error from None
+        self.by = True
+        return _joined(parts, self.rows, n)
 
     def note(self, inputs, output, start):
         "How long a row took; after the last trial, settle."
@@ -111,9 +135,10 @@ class Quick:
         if form != "plain" and self.copy is None:
             try:
                 self.copy = _folded(self.model, self.inputs)
+                agrees = self.copy is not None and self.agrees()
             except Exception:
-                self.copy = None  # a model that cannot be copied runs as it is
-            if self.copy is None or not self.agrees():
+                agrees = False  # a model that cannot be copied, or takes no single picture, runs as it is
+            if not agrees:
                 self.copy, self.ahead, form = None, [], "plain"
         if form != "plain":
             self.copy.to(memory_format=torch.channels_last if form == "channels last" else torch.contiguous_format)
@@ -121,13 +146,26 @@ class Quick:
 
     def agrees(self):
         "Whether the copy gives what the model gives, but for rounding."
-        with torch.inference_mode(), evaluating(self.model):
+        with torch.inference_mode(), evaluating(self.model), evaluating(self.copy):
             pairs = zip(*(map(_numbers, (call_model(m, self.inputs) for m in (self.model, self.copy)))))
         return all(a.shape == b.shape and (a - b).abs().max() <= 1e-5 * a.abs().max() for a, b in pairs if a.numel())
 
 # %% ../../nbs/engine/fast_copy.ipynb #11
 def _channels_last(t):
     return t.contiguous(memory_format=torch.channels_last) if t.ndim == 4 else t
+
+
+def _rows_of(inputs, rows):
+    if isinstance(inputs, list):
+        return [inputs[row] for row in rows]
+    return tree_map_only(Tensor, lambda t: t[rows] if t.ndim else t, inputs)
+
+
+def _joined(parts, rows, n):
+    "One output of `n` rows from several of `rows` each."
+    if isinstance(parts[0], list):  # an entry for each picture
+        return [one for part in parts for one in part][:n]
+    return tree_map(lambda *ts: torch.cat(ts)[:n] if isinstance(ts[0], Tensor) and ts[0].ndim and len(ts[0]) == rows else ts[0], *parts)
 
 
 def _numbers(output):

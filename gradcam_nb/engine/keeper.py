@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten
 
+from .whole import start_graph
+
 # %% ../../nbs/engine/keeper.ipynb #11
 class _Through(torch.autograd.Function):
     "The same numbers on the same memory, for the model to go on with; not a view, so it may be overwritten."
@@ -41,7 +43,7 @@ class Keeper:
 
     def __call__(self, layer, args, output):
         if self.with_gradient:
-            torch.set_grad_enabled(True)
+            start_graph()
         values, structure = tree_flatten(output)
         pairs = [self.keep(layer, value) for value in values]
         self.kept[layer].append(tree_unflatten([kept for kept, _ in pairs], structure))
@@ -105,10 +107,13 @@ def gradients_of(
         nothing = torch.zeros_like(value, requires_grad=False)
         return keeper.fold[layer](nothing) if layer in keeper.fold else nothing
 
-    found = [of(one) for one in (score if score.ndim else score[None])]
+    with torch.enable_grad():
+        scores = score.unbind() if score.ndim else [score]
+    found = [of(one) for one in scores]
 
     def gradient(value):
         each = [one[id(value)] if id(value) in one else zeros(*layer_of[id(value)]) for one in found]
         return torch.stack(each) if score.ndim else each[0]
 
-    return tree_map_only(Tensor, gradient, kept)
+    with torch.set_grad_enabled(create_graph):
+        return tree_map_only(Tensor, gradient, kept)

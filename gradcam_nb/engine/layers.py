@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from .inputs import call_model, first_picture, first_tensor, input_size, pictures_in
+from .inputs import call_model, first_tensor, input_size, one_or_all, pictures_in
 from .visit import evaluating, hooking, names_of, unwrap
+from .whole import run_whole
 from ..reshape.pick import as_it_is, pick_reshape
 
 # %% ../../nbs/engine/layers.ipynb #08
@@ -82,18 +83,23 @@ def list_layers(
     input_tensor,  # what the model is given; one picture of it is looked at
 ) -> list[Layer]:  # in the order in which they finish: a block comes after its parts
     "The layers of a model that run, in execution order, with names and shapes."
-    model, picture, seen = unwrap(model), first_picture(input_tensor), {}
-    laying, names = Laying(picture), names_of(model)
+    model = unwrap(model)
+    names = names_of(model)
 
-    def note(module, args, output):
-        first = first_tensor(output)
-        seen.pop(module, None)
-        seen[module] = () if first is None else tuple(first.shape)
+    def layers_of(run, inputs):
+        laying, seen = Laying(inputs), {}
 
-    # Hooks, as in `record`: some models call a module's `forward` and not the module, and then nothing is recorded.
-    with torch.no_grad(), evaluating(model), hooking(names, note):
-        call_model(model, picture)
-    return [laying(module, names[module], shape) for module, shape in seen.items() if module is not model]
+        def note(module, args, output):
+            first = first_tensor(output)
+            seen.pop(module, None)
+            seen[module] = () if first is None else tuple(first.shape)
+
+        # Hooks, as in `record`: some models call a module's `forward` and not the module, and then nothing is recorded.
+        with torch.no_grad(), evaluating(model), hooking(names, note), run:
+            call_model(model, inputs)
+        return [laying(module, names[module], shape) for module, shape in seen.items() if module is not model]
+
+    return one_or_all(lambda inputs: run_whole(lambda run: layers_of(run, inputs)), input_tensor)
 
 # %% ../../nbs/engine/layers.ipynb #15
 SILENT = (nn.Identity, nn.Dropout, nn.Flatten)
@@ -108,7 +114,11 @@ def may_serve(
     if layer.reshape is as_it_is:
         return any(True for _ in layer.module.parameters()) or type(layer.module).__module__ == "torch.nn.modules.activation"
     norm = "Norm" in layer.kind
-    block = any(True for _ in layer.module.children()) and not any(word in layer.kind for word in ("Attention", "Mlp", "MLP"))
+    # A linear layer with an adapter or a parametrisation has parts too.
+    linear = isinstance(getattr(layer.module, "base_layer", layer.module), nn.Linear)
+    block = (
+        any(True for _ in layer.module.children()) and not linear and not any(word in layer.kind for word in ("Attention", "Mlp", "MLP"))
+    )
     return norm or block
 
 # %% ../../nbs/engine/layers.ipynb #17

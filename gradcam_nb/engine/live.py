@@ -7,18 +7,22 @@ __all__ = ['live_layers', 'record_live', 'record_at', 'suggest_layer']
 
 # %% ../../nbs/engine/live.ipynb #ce1b623d
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from itertools import takewhile
 
+import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from .inputs import first_picture, first_tensor, pictures_in
+from .as_found import afresh
+from .inputs import first_tensor, one_or_all, pictures_in
 from .keeper import gradients_of
 from .layers import Layer
-from .record import Record, detached, no_inference, plain_mode, record, scored
-from .scout import Scout
-from .visit import unwrap
+from .record import OneCall, Record, detached, no_inference, plain_mode, record, scored
+from .scout import CallOf, Scout
+from .visit import evaluating, unwrap
+from .whole import run_whole
 
 # %% ../../nbs/engine/live.ipynb #d265f6c2
 def _top_score(output, batch):
@@ -42,19 +46,28 @@ def live_layers(
     score: Callable | None = None,  # the model's output -> a scalar; left out: the highest number of the output
 ) -> list[Layer]:  # those at whose places the score has a gradient
     "The layers whose places the score depends on, from one run."
-    r = record(model, [layer.module for layer in layers], first_picture(input_tensor), score or partial(_top_score, batch=1))
+
+    def recorded(inputs):
+        return record(model, [layer.module for layer in layers], inputs, score or partial(_top_score, batch=pictures_in(inputs)))
+
+    r = one_or_all(recorded, input_tensor)
     return [layer for layer in layers if _is_live(layer, r.gradients[layer.module])]
 
 # %% ../../nbs/engine/live.ipynb #bc8965db
 def _scouted(model, inputs, score, wanted=None):
     "A scout's run, what the model answered, and what the score made of it."
-    for insist in (False, True):
+
+    def attempt(run):
+        if run.passes:
+            afresh(model)
         scout = Scout(model, inputs, wanted)
-        output = scout.run(insist)
-        value = scored(score or partial(_top_score, batch=pictures_in(inputs)), output)
-        if value.requires_grad or not scout.kept:
-            break
-    return scout, output, value
+        output = scout.run(run)
+        return scout, output, scored(score or partial(_top_score, batch=pictures_in(inputs)), output)
+
+    with torch.no_grad():
+        found = run_whole(attempt)
+    torch.set_grad_enabled(True)  # one score of several keeps its graph; `plain_mode` ends it
+    return found
 
 
 def _last_live(scout, layers, value):
@@ -89,6 +102,19 @@ def _find(model, inputs, score):
     return *found, scout, output, value
 
 # %% ../../nbs/engine/live.ipynb #f4fa4f5f
+def _place(layer):
+    "A layer's module, and which of its calls it is; None where it runs once."
+    return (layer.module.module, layer.module.call) if isinstance(layer.module, CallOf) else (layer.module, None)
+
+
+def _searched(model, input_tensor, score):
+    "The last live layer."
+    model = unwrap(model)
+    with plain_mode(), evaluating(model):
+        inputs = no_inference(input_tensor)
+        return run_whole(lambda run: _find(model, inputs, score)[0])
+
+
 def record_live(
     model: nn.Module,  # left exactly as it was found
     input_tensor,  # as for `record`
@@ -96,33 +122,44 @@ def record_live(
 ) -> Record:  # of one layer; without a score no gradients
     "Run the model once, and keep the last layer that has places and a gradient."
     model = unwrap(model)
-    with plain_mode():
+    with plain_mode(), evaluating(model):
         inputs = no_inference(input_tensor)
-        layer, gradients, scout, output, value = _find(model, inputs, score)
-        if not scout.is_as_given(layer.module):
-            return record(model, [layer.module], inputs, score)
-        if value.ndim:
-            gradients = gradients_of(value, scout, [layer.module])[layer.module]
-        kept = tree_map_only(Tensor, lambda t: t.detach().clone(), scout.kept[layer.module])
-        overwritten = scout.overwritten() & {layer.module}
-        return Record(model, inputs, detached(output), {layer.module: kept}, {layer.module: gradients} if score else {}, overwritten)
+
+        def attempt(run):
+            layer, gradients, scout, output, value = _find(model, inputs, score)
+            key, (module, call) = layer.module, _place(layer)
+            if not scout.is_as_given(module):
+                return record_at(model, OneCall([module], call), inputs, score)
+            if value.ndim:
+                gradients = gradients_of(value, scout, [key])[key]
+            kept = tree_map_only(Tensor, lambda t: t.detach().clone(), scout.kept[key])
+            gradients = {module: gradients} if score else {}
+            return Record(model, inputs, detached(output), {module: kept}, gradients, scout.overwritten() & {module}, call=call)
+
+        return run_whole(attempt)
 
 
 def record_at(
     model: nn.Module,  # left exactly as it was found
-    layers,  # modules of the model, or their names; None: the last one that has places and a gradient
+    layers,  # modules of the model, or their names, or a record's `layers`; None: the last one that has places and a gradient
     input_tensor,  # as for `record`
     score: Callable | None = None,  # as for `record`
     **how,  # as for `record`
 ) -> Record:
     "`record`, but the layers may be left out."
-    if layers is not None:
-        return record(model, layers, input_tensor, score, **how)
-    if not how:
+    if layers is None and not how:
         return record_live(model, input_tensor, score)
-    with plain_mode():
-        layer, *_ = _find(unwrap(model), no_inference(input_tensor), score)
-    return record(model, [layer.module], input_tensor, score, **how)
+    if layers is None:
+        module, call = _place(_searched(model, input_tensor, score))
+        layers = OneCall([module], call)
+    r = record(model, layers, input_tensor, score, **how)
+    if getattr(layers, "call", None) is None:
+        return r
+    # A layer that was found is one call, and stays that call.
+    activations, gradients = ({layer: [calls[layers.call]] for layer, calls in kept.items()} for kept in (r.activations, r.gradients))
+    if r.tape:
+        r.tape.calls = [r.tape.calls[layers.call]]
+    return replace(r, activations=activations, gradients=gradients, call=layers.call)
 
 # %% ../../nbs/engine/live.ipynb #0b49699a
 def suggest_layer(
@@ -131,6 +168,5 @@ def suggest_layer(
     score: Callable | None = None,  # the model's output -> a scalar; left out: the highest number of the output
 ) -> Layer:  # the last layer with places and a gradient
     "The layer to explain with: the last one that still has places and is alive."
-    with plain_mode():
-        layer, *_ = _find(unwrap(model), no_inference(first_picture(input_tensor)), score)
-    return layer
+    layer = one_or_all(lambda inputs: _searched(model, inputs, score), input_tensor)
+    return replace(layer, module=_place(layer)[0])

@@ -14,6 +14,8 @@ from functools import update_wrapper
 from torch import nn
 from torch.jit import ScriptModule
 
+from .as_found import plain_kernels, put_back, remember
+
 # %% ../../nbs/engine/visit.ipynb #06
 def unwrap(
     model: nn.Module,  # a model, perhaps inside `DataParallel`, `DistributedDataParallel` or `torch.compile`
@@ -40,7 +42,8 @@ def names_of(
             names[module] = name
             for key, child in module._modules.items():
                 if child is not None:
-                    walk(child, f"{name}.{key}" if name else key)
+                    # A compiled part has the name of what it wraps.
+                    walk(child, name if key == "_orig_mod" else f"{name}.{key}" if name else key)
 
     walk(model, "")
     return names
@@ -58,7 +61,7 @@ def find_layer(
         from_the_end = ", ".join(f"{-i} {name}" for i, name in enumerate(reversed(children), 1))
         raise ValueError(f"layer: {type(model).__name__} has {len(children)} children, got {layer}; from the end they are {from_the_end}")
     if isinstance(layer, str):
-        names = dict(model.named_modules())
+        names = dict(model.named_modules()) | {name: module for module, name in names_of(model).items()}
         if layer in names:
             return names[layer]
         near = [name for name in names if layer in name][:5] or list(dict(model.named_children()))
@@ -95,18 +98,20 @@ _visits = {}  # module -> [visits under way, the training flag as the first visi
 def evaluating(
     model: nn.Module,  # left as it was found, on every exit
 ):
-    "Evaluation mode while inside; every module's training flag is put back by the last visitor to leave."
+    "Evaluation mode while inside; every module's training flag and memory are put back by the last visitor to leave."
     modules = list(names_of(model))
     with _lock:
         for module in modules:
             visit = _visits.get(module)
             if visit is None:
                 visit = _visits[module] = [0, module.training]
+            remember(module)
             visit[0] += 1
             if module.training:
                 module.training = False
     try:
-        yield
+        with plain_kernels(modules):
+            yield
     finally:
         with _lock:
             for module in modules:
@@ -114,6 +119,7 @@ def evaluating(
                 visit[0] -= 1
                 if not visit[0]:
                     del _visits[module]
+                    put_back(module)
                     if visit[1]:
                         module.training = True
 

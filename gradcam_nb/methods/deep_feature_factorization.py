@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from ..core.heatmap import resize
 from ..core.run import Run
 from ..engine.inputs import check_input, first_tensor, input_size
-from ..engine.live import suggest_layer
-from ..engine.record import record
+from ..engine.live import record_at
+from ..engine.record import OneCall
 from ..engine.visit import evaluating, find_layer, unwrap
 from ..imaging.read import read_image
 
@@ -78,6 +78,7 @@ class DeepFeatureFactorization:
     ):
         self.model, self.reshape_transform, self.computation_on_concepts = unwrap(model), reshape_transform, computation_on_concepts
         self.target_layer = None if target_layer is None else find_layer(self.model, target_layer)
+        self._call = None  # which call of a layer that was found and runs several times
 
     def __call__(
         self,
@@ -87,9 +88,9 @@ class DeepFeatureFactorization:
         "The concepts of the pictures, found in all of them together; third, what the computation says of each concept, if there is one."
         batch = check_input(input_tensor)
         size = input_size(input_tensor)
-        if self.target_layer is None:
-            self.target_layer = suggest_layer(self.model, input_tensor).module
-        r = record(self.model, [self.target_layer], input_tensor)
+        layers = None if self.target_layer is None else OneCall([self.target_layer], self._call)
+        r = record_at(self.model, layers, input_tensor)
+        (self.target_layer,), self._call = r.layers, r.call
         run = Run(r, [self.target_layer], [[None] * batch], size, self.reshape_transform)
         first_call = next(run.calls(self.target_layer))
         concepts, explanations = dff(first_call.activations, n_components)

@@ -36,7 +36,7 @@ def layer_bias(
 # %% ../../nbs/methods/fullgrad.ipynb #13
 def _place(layer):
     "The module whose output is the layer's, before any activation function."
-    drop = getattr(layer, "drop", None)
+    drop = getattr(layer, "drop", None) if "Norm" in type(layer).__name__ else None
     return drop if isinstance(drop, nn.Module) else layer
 
 
@@ -46,6 +46,12 @@ def _biased(model, input_tensor):
     The module behind which the bias has been added -> the layer, and the reshape transform.
     """
     ran = {layer.module: layer for layer in list_layers(model, input_tensor)}
+    places = [_place(layer) for layer in model.modules() if layer_bias(layer) is not None]
+    if places and not any(place in ran for place in places):
+        raise ValueError(
+            "model: none of its layers with a bias runs by itself, so what the biases add to the score cannot be seen; "
+            "of an exported program, pass the network itself or torch.export.unflatten(program)"
+        )
     found = {}
     for layer in model.modules():
         place, bias = ran.get(_place(layer)), layer_bias(layer)
@@ -106,7 +112,7 @@ class FullGrad(BaseCAM):
         "The heat maps of a run."
         (at_input,) = run.record.activations
         parts = [_rescaled(call.activations * call.gradients) for call in run.calls(at_input)]
-        parts += [part for place in run.layers for part in run.record.gradients[place]]
+        parts += [part for place in self.biased for part in run.record.gradients[place]]
         maps = [resize(part, run.size) for part in parts]
         if eigen_smooth:
             maps = [normalize(positive(first_component(torch.stack(maps, 1), like=sum(maps))))]

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from ..core.run import Call, Run
-from ..engine.record import record
+from ..engine.live import record_at
+from ..engine.record import OneCall
 from .scorecam import ScoreCAM
 from ..targets.resolve import total_score
 
@@ -47,7 +48,8 @@ class GScoreCAM(ScoreCAM):
             return torch.stack([total_score(targets, output) for targets in asked])
 
         # A run of its own: the others of the family need no gradient, and this one has each question's from one forward pass.
-        gradients = record(self.model, [call.layer], run.record.input_tensor, scores).gradients[call.layer][call.index]
+        layers = OneCall([call.layer], run.record.call)
+        gradients = record_at(self.model, layers, run.record.input_tensor, scores).gradients[call.layer][call.index]
 
         def of_question(question):
             "The gradients of one of the scores, laid on the picture."

@@ -17,17 +17,26 @@ from ..core.cam import combine, weigh
 from ..core.heatmap import resize, stretch
 from ..core.perturbation import PerturbationCAM, masked
 from ..core.run import Call, Run
+from ..engine.as_found import afresh
 from ..engine.batches import in_batches
 from ..engine.inputs import call_model
-from ..engine.record import record
+from ..engine.live import record_at
+from ..engine.record import OneCall
 from ..engine.visit import evaluating
+from ..engine.whole import run_whole
 from ..targets.resolve import each_score
 
 # %% ../../nbs/methods/opticam.ipynb #09
 def _alone(run, call, picture):
     "What a layer gives for one picture of the batch, to the last digit as if it had come alone."
     one = masked(run.record.input_tensor, [picture], torch.ones(1, *run.size, device=call.activations.device))
-    run = replace(run, record=record(run.record.model, [call.layer], one), asked=[[None]])
+    try:
+        run = replace(run, record=record_at(run.record.model, OneCall([call.layer], run.record.call), one), asked=[[None]])
+    except (RuntimeError, AssertionError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ValueError(
+            f"batch_size: the model was given {run.batch} pictures and does not take a single one ({reason}); pass batch_size={run.batch}"
+        ) from error
     return list(run.calls(call.layer))[call.index].activations
 
 # %% ../../nbs/methods/opticam.ipynb #10
@@ -87,18 +96,24 @@ class OptiCAM(PerturbationCAM):
         def mask():
             return stretch(resize(combine(weigh(A, u.softmax(1))), run.size))
 
-        def score(masks):
+        def score(masks, step):
             seen = masked(run.record.input_tensor, pictures, masks)
-            return each_score(targets, call_model(run.record.model, seen)).float()
+            afresh(run.record.model)
+            with step:
+                output = call_model(run.record.model, seen)
+            return each_score(targets, output).float()
 
-        with torch.no_grad():
-            whole = score(A.new_ones(len(A), *run.size)) if self.objective == "difference" else None
-        adam = torch.optim.Adam([u], lr=self.lr)
-        for _ in zip(range(self.iterations), passes):
-            scores = score(mask())
+        def descend(step):
+            scores = score(mask(), step)
+            step.check()
             if not scores.requires_grad:
                 raise ValueError("targets: the score has no gradient; pass a target that is computed from the model's output")
             loss = -scores if whole is None else (whole - scores).abs()
-            (u.grad,) = torch.autograd.grad(loss.sum(), u)
+            return torch.autograd.grad(loss.sum(), u)
+
+        whole = run_whole(lambda step: score(A.new_ones(len(A), *run.size), step)).detach() if self.objective == "difference" else None
+        adam = torch.optim.Adam([u], lr=self.lr)
+        for _ in zip(range(self.iterations), passes):
+            (u.grad,) = run_whole(descend)
             adam.step()
         return mask().detach()

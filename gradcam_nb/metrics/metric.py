@@ -13,6 +13,7 @@ from inspect import Parameter, signature
 import torch
 from torch import Tensor, nn
 
+from ..engine.as_found import afresh
 from ..engine.inputs import call_model, check_input
 from ..engine.visit import evaluating, unwrap
 from ..targets.resolve import each_score, resolve_targets
@@ -122,6 +123,8 @@ class Question:
         with torch.inference_mode(), evaluating(self.model) if is_module else nullcontext():
             for start in range(0, len(rows), self.batch_size):
                 part = slice(start, min(start + self.batch_size, len(rows)))
+                if start and is_module:
+                    afresh(self.model)
                 output = call_model(self.model, rows[part]) if is_module else self.model(rows[part])
                 scores.append(read(output, part))
         return torch.cat(scores).float()

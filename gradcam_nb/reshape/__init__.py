@@ -6,6 +6,7 @@ from .pick import pick_reshape
 from .sequence_first import sequence_first_reshape_transform
 from .signal import signal_reshape_transform
 from .swin import swin_reshape_transform
+from .token_order import token_order_reshape_transform
 from .vit import vit_reshape_transform
 from .volume_tokens import volume_tokens_reshape_transform
 
@@ -16,6 +17,7 @@ __all__ = [
     "sequence_first_reshape_transform",
     "signal_reshape_transform",
     "swin_reshape_transform",
+    "token_order_reshape_transform",
     "vit_reshape_transform",
     "volume_tokens_reshape_transform",
 ]

@@ -17,6 +17,7 @@ from .recorder import ActivationsAndGradients
 from ...core.cam import BaseCAM as NativeCAM
 from ...core.run import Call
 from ...engine.visit import evaluating
+from ...engine.whole import WholeRun
 from ...smoothing.augment import mirrored_and_scaled
 from ...targets.resolve import resolve_targets, total_score
 
@@ -185,7 +186,8 @@ class BaseCAM:
         kept, given = self.activations_and_grads, input_tensor.detach().requires_grad_()
         inside = ActivationsAndGradients(self.model, kept.target_layers, detach=False)
         with torch.enable_grad(), evaluating(self.model):
-            self.outputs = inside(given)
+            with WholeRun():
+                self.outputs = inside(given)
             targets = resolve_targets(targets, self.outputs, len(given))
             score, wanted = total_score(targets, self.outputs), [given, *inside.activations]
             given.grad, *gradients = torch.autograd.grad(score, wanted, create_graph=not self.detach)
