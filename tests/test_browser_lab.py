@@ -313,13 +313,12 @@ def test_errors_in_plain_words(shown, expected, session):
 
 
 def test_quick(chromium, lab, expected):
-    """First picture within 3 s of running explore(); another layer or method within 500 ms; colours within 100 ms."""
+    """In bare imports of what it stands on: import and first picture take 1.5, another layer or method an 8th, colours a 40th."""
     page = _open(chromium, lab, "quick.ipynb")
-    first = _first_picture(page)
-    for _ in range(5):  # other tests may have taken both cores just then
-        if first < 3:
+    for _ in range(5):  # other tests may take both cores just then
+        bare, first = _bare_imports(), _first_picture(page)
+        if first < 1.5 * bare:
             break
-        first = min(first, _first_picture(page))
     shown = Shown(page)
     shown.until(expected())
     taken = {"layer": [], "method": [], "colours": []}
@@ -330,24 +329,29 @@ def test_quick(chromium, lab, expected):
         taken["colours"].append(_changed(shown, partial(shown.root.get_by_label("Colours").select_option, name)))
     page.context.close()
     median = {name: sorted(times)[1] for name, times in taken.items()}
-    print(f"first picture {first:.2f} s,", ", ".join(f"{name} {1000 * value:.0f} ms" for name, value in median.items()))
-    assert first < 3
-    assert median["layer"] < 0.5
-    assert median["method"] < 0.5
-    assert median["colours"] < 0.1
+    said = ", ".join(f"{name} {1000 * value:.0f} ms" for name, value in median.items())
+    print(f"bare imports {bare:.2f} s, first picture {first:.2f} s,", said)
+    assert first < 1.5 * bare
+    assert median["layer"] < bare / 8
+    assert median["method"] < bare / 8
+    assert median["colours"] < bare / 40
+
+
+def _bare_imports():
+    """Seconds that a fresh Python takes to import the libraries that the explorer stands on: the pace of this machine at this moment."""
+    begun = time.monotonic()
+    subprocess.run([sys.executable, "-c", "import cv2, ipywidgets, matplotlib.pyplot, timm, torchvision"], check=True)
+    return time.monotonic() - begun
 
 
 def _first_picture(page):
-    """Seconds from running `explore()` in a fresh kernel to the picture on the screen; the package is imported in the cell before."""
+    """Seconds from importing the package in a fresh kernel, and running `explore()`, to the picture on the screen."""
     page.evaluate("window.jupyterapp.commands.execute('notebook:clear-all-cell-outputs')")
     page.evaluate("window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.restart()")
     page.get_by_text("| Idle").wait_for()
-    cells = page.locator(".jp-CodeCell .cm-content")
-    cells.nth(0).click()
-    page.keyboard.press("Shift+Enter")
-    page.wait_for_function("/[0-9]/.test(document.querySelector('.jp-CodeCell .jp-InputPrompt').textContent)")
-    cells.nth(1).click()
+    page.locator(".jp-CodeCell .cm-content").first.click()
     begun = time.monotonic()
+    page.keyboard.press("Shift+Enter")
     page.keyboard.press("Shift+Enter")
     page.wait_for_function("document.querySelectorAll('.gradcam-nb img')[1]?.naturalWidth > 1")
     return time.monotonic() - begun
