@@ -20,7 +20,9 @@ class _Through(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, value):
-        return value.data
+        # A subclass of Tensor would make a view of it.
+        with torch._C.DisableTorchFunctionSubclass():
+            return value.data
 
     @staticmethod
     def backward(ctx, gradient):
@@ -70,7 +72,11 @@ class Keeper:
         # The hook must not refer to the tensor that it hangs on.
         folded, key, fold = self.folded, id(kept), self.fold[layer]
         kept.register_hook(lambda gradient: folded.__setitem__(key, fold(gradient)))
-        return kept, _Through.apply(kept)
+        handed = _Through.apply(kept)
+        if type(handed) is not type(value):
+            handed = handed.as_subclass(type(value))
+            handed.__dict__.update(value.__dict__)
+        return kept, handed
 
     def overwritten(self):
         "The layers whose output was overwritten. Autograd is told, so that a layer whose gradient needs the old values raises."
