@@ -41,6 +41,7 @@ class Run:
     asked: list[list]  # one question, or several: a target for each picture; None where the method asks for none
     size: tuple[int, ...]  # the input's spatial size
     reshape_transform: Any = None
+    rows: Any = None  # what of an output belongs to which picture: a `Rows`
 
     @property
     def targets(self) -> list:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from .perturbation import scores_of
+from .rows import shared_inputs
 from .run import Call, Run
 from ..engine.batches import in_batches
 from ..engine.live import record_at
@@ -98,7 +99,11 @@ def scores_behind(
     scores = torch.empty(len(asked), run.batch, variants, device=plain.device)
 
     def behind(rows, **which):
-        return replay(taped, call.layer, _whole(rows, values, structure), call=call.index, **which)
+        output = replay(taped, call.layer, _whole(rows, values, structure), call=call.index, **which)
+        # What all pictures share may have been multiplied with them: prompts, whose scores then stand in more columns.
+        if run.rows is not None and which and not run.rows.fits(output, len(rows)):
+            raise FixedBatch
+        return output
 
     def one_picture(picture):
         rows = plain[picture].expand(min(batch_size, variants), -1).clone()
@@ -107,7 +112,7 @@ def scores_behind(
             some = rows[: len(index)]
             some.scatter_(1, index, numbers.to(some))
             del numbers  # as large as the rows, where all of a row is exchanged
-            scores[:, picture, part] = scores_of(asked, [picture] * len(index), behind(some, picture=picture))
+            scores[:, picture, part] = scores_of(asked, [picture] * len(index), behind(some, picture=picture), run.rows)
             some.scatter_(1, index, plain[picture][index])
 
     def all_together():
@@ -116,11 +121,12 @@ def scores_behind(
             for picture in range(run.batch):
                 index, numbers = change(picture, part)
                 rows[picture].scatter_(0, index[0], numbers[0].to(rows))
-            scores[:, :, part] = scores_of(asked, range(run.batch), behind(rows))[..., None]
+            scores[:, :, part] = scores_of(asked, range(run.batch), behind(rows), run.rows)[..., None]
 
     with torch.no_grad():
         try:
-            if isinstance(run.record.input_tensor, list):
+            # A detector's list of pictures, and what all pictures share, cannot be multiplied.
+            if isinstance(run.record.input_tensor, list) or isinstance(run.record.output, list) or shared_inputs(run):
                 raise FixedBatch
             for picture in range(run.batch):
                 one_picture(picture)

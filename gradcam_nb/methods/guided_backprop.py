@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from ..core.rows import rows_of
 from ..engine.inputs import check_input
 from ..engine.record import record
 from ..engine.visit import FromInput, unwrap
@@ -77,7 +78,8 @@ class GuidedBackpropReLUModel:
         whole = FromInput(self.model)
 
         def score(output):
-            return total_score(resolve_targets(target_category, output, batch), output)
+            targets = resolve_targets(target_category, output, batch)
+            return total_score(targets, output, rows_of(self.model, input_img, output, targets))
 
         with Guided():
             r = record(whole, [whole.input], input_img.to(self.device), score)

@@ -16,6 +16,7 @@ from torch import Tensor
 from ..core.cam import combine, weigh
 from ..core.heatmap import resize, stretch
 from ..core.perturbation import PerturbationCAM, masked
+from ..core.rows import shared_inputs
 from ..core.run import Call, Run
 from ..engine.as_found import afresh
 from ..engine.batches import in_batches
@@ -29,7 +30,7 @@ from ..targets.resolve import each_score
 # %% ../../nbs/methods/opticam.ipynb #09
 def _alone(run, call, picture):
     "What a layer gives for one picture of the batch, to the last digit as if it had come alone."
-    one = masked(run.record.input_tensor, [picture], torch.ones(1, *run.size, device=call.activations.device))
+    one = masked(run.record.input_tensor, [picture], torch.ones(1, *run.size, device=call.activations.device), shared_inputs(run))
     try:
         run = replace(run, record=record_at(run.record.model, OneCall([call.layer], run.record.call), one), asked=[[None]])
     except (RuntimeError, AssertionError) as error:
@@ -96,12 +97,14 @@ class OptiCAM(PerturbationCAM):
         def mask():
             return stretch(resize(combine(weigh(A, u.softmax(1))), run.size))
 
+        whole_inputs = shared_inputs(run)
+
         def score(masks, step):
-            seen = masked(run.record.input_tensor, pictures, masks)
+            seen = masked(run.record.input_tensor, pictures, masks, whole_inputs)
             afresh(run.record.model)
             with step:
                 output = call_model(run.record.model, seen)
-            return each_score(targets, output).float()
+            return each_score(targets, output, run.rows).float()
 
         def descend(step):
             scores = score(mask(), step)
