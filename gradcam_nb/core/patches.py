@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_map, tree_map_only
 
 from .heatmap import resize
 from ..engine.inputs import places
+from ..smoothing.numbers import back_to, fractions
 
 # %% ../../nbs/core/patches.ipynb #09
 def windows(
@@ -57,8 +58,12 @@ class Patches:
                 return t.detach()
             # For a picture that becomes smaller: only in two dimensions can more than the nearest pixels be averaged.
             mode = ("linear", "bilinear", "trilinear")[len(scaled) - 1]
-            numbers = t.detach().to(torch.promote_types(t.dtype, torch.float32))
-            return F.interpolate(numbers, size=scaled, mode=mode, antialias=len(scaled) == 2).to(t.dtype)
+            numbers = fractions(t.detach())
+            if numbers.dtype in (torch.half, torch.bfloat16):
+                numbers = numbers.float()
+            parts = [numbers.real, numbers.imag] if numbers.is_complex() else [numbers]
+            parts = [F.interpolate(part, size=scaled, mode=mode, antialias=len(scaled) == 2) for part in parts]
+            return back_to(torch.complex(*parts) if len(parts) > 1 else parts[0], t.dtype)
 
         if isinstance(self.inputs, list):
             return one(self.inputs[picture][None])

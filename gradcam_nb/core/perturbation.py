@@ -21,6 +21,7 @@ from ..engine.batches import batch_that_fits, bytes_of, in_batches, rows_apart
 from ..engine.fast_copy import Quick
 from ..engine.inputs import cut, first_tensor, places
 from ..engine.layers import list_layers
+from ..smoothing.numbers import back_to, fractions
 from ..targets.resolve import each_score
 from ..targets.rows import Rows
 
@@ -29,8 +30,7 @@ def covered(picture, mask):
     "A picture of one's own under a mask. Whole numbers are rounded, not cut off: half of 255 is 128."
     if picture.is_floating_point() or picture.is_complex():
         return picture.mul_(mask.to(picture))  # in place, since it is a copy
-    exact = torch.float64 if picture.dtype in (torch.int32, torch.int64) else torch.float32
-    return (picture.to(exact) * mask).round().to(picture.dtype)
+    return back_to(fractions(picture) * mask, picture.dtype)
 
 
 def masked(

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from .perturbation import scores_of
 from .rows import shared_inputs
-from .run import Call, Run
+from .run import Call, Run, plain_numbers
 from ..engine.batches import in_batches
 from ..engine.live import record_at
 from ..engine.record import OneCall
@@ -39,7 +39,7 @@ def elements(
         return None
     if laid.is_floating_point() or laid.shape != call.activations.shape[1:] or laid.min() < 0 or laid.max() >= output[0].numel():
         return None
-    return laid if (output[0].flatten()[laid].float() == call.activations[0]).all() else None
+    return laid if (plain_numbers(output[0]).flatten()[laid].float() == call.activations[0]).all() else None
 
 
 def channel_elements(
@@ -53,7 +53,7 @@ def channel_elements(
     # A transform that resizes and joins is linear: a channel is made of what it has a derivative for.
     values, structure = tree_flatten(run.record.activations[call.layer][call.index])
     with torch.inference_mode(False), torch.enable_grad():
-        values = [v[:1].float().clone().requires_grad_() if isinstance(v, Tensor) else v for v in values]
+        values = [plain_numbers(v)[:1].float().clone().requires_grad_() if isinstance(v, Tensor) else v for v in values]
         leaves = [v for v in values if isinstance(v, Tensor)]
         laid = replace(run, asked=[run.targets[:1]]).lay(call.layer, tree_unflatten(values, structure))
         reached = [
@@ -78,7 +78,11 @@ def _taped(run, layer):
 def _whole(rows, values, structure):
     "Rows of numbers as the layer gives them."
     sizes = [v[0].numel() for v in values]
-    return tree_unflatten([part.reshape(-1, *v.shape[1:]) for part, v in zip(rows.split(sizes, 1), values)], structure)
+    return tree_unflatten([_like(part.reshape(-1, *v.shape[1:]), v) for part, v in zip(rows.split(sizes, 1), values)], structure)
+
+
+def _like(numbers, given):
+    return torch.quantize_per_tensor(numbers, given.q_scale(), given.q_zero_point(), given.dtype) if given.is_quantized else numbers
 
 # %% ../../nbs/core/variants.ipynb #12
 def scores_behind(
@@ -95,7 +99,7 @@ def scores_behind(
     "The scores if a layer had given something else."
     taped = _taped(run, call.layer)
     values, structure = tree_flatten(taped.activations[call.layer][call.index])
-    plain = torch.cat([v.flatten(1) for v in values], 1)
+    plain = torch.cat([plain_numbers(v).flatten(1) for v in values], 1)
     scores = torch.empty(len(asked), run.batch, variants, device=plain.device)
 
     def behind(rows, **which):

@@ -54,6 +54,11 @@ class Keeper:
     def keep(self, layer, value):
         if not isinstance(value, Tensor):
             return value, value
+        if value.is_quantized and self.with_gradient:
+            raise ValueError(
+                f"layer: a {type(layer).__name__} of this model gives quantised numbers, which have no gradient; "
+                "pass the network as it was before, or use a method that needs no gradient"
+            )
         if layer in self.fold:
             kept, handed = self.share(layer, value)
         else:
@@ -110,7 +115,7 @@ def gradients_of(
         return {id(leaf): gradient for leaf, gradient in zip(leaves, found) if gradient is not None} | keeper.folded
 
     def zeros(layer, value):
-        nothing = torch.zeros_like(value, requires_grad=False)
+        nothing = torch.zeros(value.shape, device=value.device) if value.is_quantized else torch.zeros_like(value, requires_grad=False)
         return keeper.fold[layer](nothing) if layer in keeper.fold else nothing
 
     with torch.enable_grad():

@@ -15,6 +15,7 @@ from torch import nn
 from torch.jit import ScriptModule
 
 from .as_found import plain_kernels, put_back, remember
+from .inputs import picture_tensor
 from .modes import left_on
 
 # %% ../../nbs/engine/visit.ipynb #06
@@ -88,6 +89,12 @@ class FromInput(nn.Module):
         self.training = self.input.training = model.training
 
     def forward(self, *args, **kwargs):
+        picture = picture_tensor((args, kwargs))
+        if not picture.is_floating_point():
+            raise TypeError(
+                f"input_tensor: its numbers are {picture.dtype}, at which there is no gradient; pass floating point numbers, "
+                "or a method that needs no gradient at the input"
+            )
         args, kwargs = self.input((args, kwargs))
         return self.model(*args, **kwargs)
 

@@ -20,7 +20,7 @@ from ..core.rows import shared_inputs
 from ..core.run import Call, Run
 from ..engine.as_found import afresh
 from ..engine.batches import in_batches
-from ..engine.inputs import call_model
+from ..engine.inputs import call_model, picture_tensor
 from ..engine.live import record_at
 from ..engine.record import OneCall
 from ..engine.visit import evaluating
@@ -77,6 +77,9 @@ class OptiCAM(PerturbationCAM):
         "The best masks found, of the picture's size."
         if eigen_smooth:
             raise ValueError(f"eigen_smooth: {type(self).__name__} weighs the channels of a sum; leave it out")
+        kind = picture_tensor(run.record.input_tensor).dtype
+        if not (kind.is_floating_point or kind.is_complex):
+            raise TypeError(f"input_tensor: its numbers are {kind}, and a mask over them has no gradient; pass floating point numbers")
         rows = [(targets[picture], picture) for targets in asked for picture in range(run.batch)]
         parts = [rows[i : i + self.batch_size] for i in range(0, len(rows), self.batch_size)]
         seconds = 3 * self.seconds * len(parts[0])  # a pass forward, and one backward, which takes twice as long

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .axes import taken_apart
 from .classifier import ClassifierOutputTarget
 from .rows import Rows, picture_axis
 
@@ -135,11 +136,15 @@ def total_score(
 
 def first_score(
     targets,  # None, an int, ints, a callable, or callables, for a batch
-) -> Callable:  # the output of the batch's first picture alone -> one number
+    batch: int,  # how many pictures
+) -> Callable:  # the output of the batch, or of its first picture alone -> one number
     "What is asked of the first picture."
     one = targets[:1] if isinstance(targets, (Sequence, Tensor)) else targets
 
     def score(output):
+        leaves = [output] if isinstance(output, list) else [t for t in taken_apart(output)[0] if isinstance(t, Tensor) and t.ndim]
+        if leaves and len(leaves[0]) == batch:
+            return each_score(resolve_targets(targets, output, batch), output)[0]
         return total_score(resolve_targets(one, output, 1), output)
 
     return score
