@@ -111,7 +111,9 @@ def gradients_of(
         keeper.folded.clear()
         if not one.requires_grad or not leaves:
             return {}
-        found = torch.autograd.grad(one, leaves, allow_unused=True, retain_graph=again, create_graph=create_graph)
+        # A subclass of Tensor makes a view of what it is given, which has a graph only in this mode.
+        with torch.set_grad_enabled(create_graph):
+            found = torch.autograd.grad(one, leaves, allow_unused=True, retain_graph=again, create_graph=create_graph)
         return {id(leaf): gradient for leaf, gradient in zip(leaves, found) if gradient is not None} | keeper.folded
 
     def zeros(layer, value):
