@@ -23,18 +23,20 @@ def other_answers(
     model: nn.Module,  # left as it was found
     inputs,  # what it was given
 ) -> Iterator[tuple]:  # the numbers of the inputs that stayed whole, of which rows the answer is, the answer
-    "What the model answers to its first picture alone, or twice if there is only one, in each way in which the inputs can be cut."
-    rows = [0] if pictures_in(inputs) > 1 else [0, 0]
-    for whole in ways_to_cut(inputs):
-        try:
-            with torch.inference_mode(False), torch.no_grad(), evaluating(model):
-                afresh(model)
-                answer = call_model(model, cut(inputs, rows, whole))
-        except torch.OutOfMemoryError:
-            raise
-        except Exception:  # it does not take them in this way
-            continue
-        yield whole, rows, answer
+    "What the model answers to its first picture (twice, if it is alone), and to all in another order; for each way to cut the inputs."
+    batch = pictures_in(inputs)
+    # A model that takes only so many pictures is given them in another order.
+    for rows in [[0], [*range(1, batch), 0]] if batch > 1 else [[0, 0]]:
+        for whole in ways_to_cut(inputs):
+            try:
+                with torch.inference_mode(False), torch.no_grad(), evaluating(model):
+                    afresh(model)
+                    answer = call_model(model, cut(inputs, rows, whole))
+            except torch.OutOfMemoryError:
+                raise
+            except Exception:  # it does not take them in this way
+                continue
+            yield whole, rows, answer
 
 
 def rows_of(

@@ -111,7 +111,8 @@ def evaluating(
     modules = names_of(model)
     with _lock:
         modes = {module: _visits[module][1] if module in _visits else module.training for module in modules}
-        on = left_on(modules, modes) if any(modes.values()) else ()
+        inner = names_of(model.model) if isinstance(model, FromInput) else modules
+        on = left_on(inner, modes) if any(modes.values()) else ()
         for module, mode in modes.items():
             _visits.setdefault(module, [0, mode])[0] += 1
             remember(module)

@@ -65,14 +65,16 @@ def _axis_seen(part, other, batch, rows, numbers):
     "The axis along which `other` has some rows of a part."
     if not isinstance(part, Tensor) or not isinstance(other, Tensor):
         return None
+    found = []
     for axis in [None, *(axis for axis, length in enumerate(part.shape) if length == batch)]:
         taken = part if axis is None else part.index_select(axis, torch.tensor(rows, device=part.device))
         # Some models drop the axis of a single picture.
         if axis is not None and len(rows) == 1 and other.ndim == part.ndim - 1:
             taken = taken.squeeze(axis)
         if taken.shape == other.shape and (not numbers or _same(taken, other)):
-            return axis
-    return OPEN
+            found.append(axis)
+    # In another order, pictures that are the same tell nothing.
+    return found[0] if found and (len(found) == 1 or len(rows) != batch) else OPEN
 
 
 def axes_by_run(output, other, batch, rows, numbers):

@@ -46,6 +46,8 @@ class Rows:
                     self.whole = whole
                     return found
             for whole, rows, other in seen:
+                if len(rows) == self.batch:  # only the numbers of another order tell
+                    continue
                 found = axes_by_run(self.output, other, self.batch, rows, False)
                 if found is not OPEN:
                     self.whole = whole
