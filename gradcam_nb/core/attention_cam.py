@@ -16,11 +16,13 @@ from torch import Tensor, nn
 from .blank import is_blank, warn_blank
 from .cam import BaseCAM
 from .heatmap import normalize, positive, resize
+from .rows import rows_of
 from ..engine.attention import AttentionRecord, record_attention
 from ..engine.attention_watch import Attention
 from ..engine.inputs import check_input, input_size
 from ..reshape.vit import token_grid
 from ..targets.resolve import resolve_targets, total_score
+from ..targets.rows import Rows
 
 # %% ../../nbs/core/attention_cam.ipynb #08
 @dataclass
@@ -30,6 +32,7 @@ class AttentionRun:
     record: AttentionRecord
     targets: list  # a target for each picture
     size: tuple[int, ...]  # the input's spatial size
+    rows: Rows  # what of an output belongs to which picture
 
     @property
     def batch(self):
@@ -74,7 +77,7 @@ class AttentionCAM(BaseCAM):
         def score(output):
             if not resolved:
                 resolved[:] = resolve_targets(targets, output, batch)
-            return total_score(resolved, output)
+            return total_score(resolved, output, rows_of(self.model, input_tensor, output, resolved))
 
         record = record_attention(
             self.model, input_tensor, score if self.uses_gradients else None, each_layer=self.each_layer, mean_tokens=self.mean_tokens
@@ -82,7 +85,8 @@ class AttentionCAM(BaseCAM):
         if targets is not None and not resolved:
             score(record.output)
         self.target_layers, self.outputs = list(dict.fromkeys(a.module for a in record.layers)), record.output
-        return AttentionRun(record, resolved or [None] * batch, input_size(input_tensor))
+        rows = rows_of(self.model, input_tensor, record.output, resolved)
+        return AttentionRun(record, resolved or [None] * batch, input_size(input_tensor), rows)
 
     def draw(self, run: AttentionRun, *, eigen_smooth: bool = False, fusion: str = "mean", threshold: float = 0.0) -> Tensor:
         "The heat maps of a run; `fusion` has no effect, for it is one map."
