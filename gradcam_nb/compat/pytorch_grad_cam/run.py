@@ -77,7 +77,8 @@ def _recorded(cam, given, targets):
         return None
     if not cam.uses_gradients:
         r = replace(r, gradients={})
-    cam.outputs, cam.target_layers, kept.target_layers = r.output, layers, layers
+    cam.outputs, kept.target_layers = r.output, layers
+    cam.target_layers = cam.target_layers or layers
     asked = asked or _asked_without(targets, r.output, batch)
     # The first call of each layer, then the others: a method's steps look at as many as there are layers.
     calls = [(k, layer) for layer in layers for k in range(len(r.activations[layer]))]
