@@ -1,4 +1,4 @@
-"""Scripts that exchange parts of pytorch_grad_cam, as public heat-map scripts for YOLO do: each map is the real package's, number for number."""
+"""Scripts that exchange parts of pytorch_grad_cam, as heat-map scripts for YOLO do: each map is the real package's, number for number."""
 
 import os
 import subprocess
@@ -50,8 +50,8 @@ def detector():
 
 def classifier():
     torch.manual_seed(1)
-    layers = nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 6, 3, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(24, 4)
-    return nn.Sequential(*layers)
+    layers = nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 6, 3, 2, 1), nn.ReLU()
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(24, 4))
 
 
 x = torch.rand(2, 3, 32, 40, generator=torch.Generator().manual_seed(2))
@@ -405,12 +405,9 @@ names = [name for name, value in list(globals().items()) if isinstance(value, ty
 maps = {name: globals()[name]() for name in names if name not in ("detector", "classifier", "exchanged")}
 np.savez(sys.argv[1], **maps)
 """
-NAMES = [
-    line[4:].split("(")[0]
-    for line in SCRIPTS.splitlines()
-    if line.startswith("def ") and "classifier" not in line and "detector" not in line
-]
-NAMES = [name for name in NAMES if name != "exchanged"]
+NO_SCRIPTS = {"detector", "classifier", "exchanged"}
+DEFINED = [line[4:].split("(")[0] for line in SCRIPTS.splitlines() if line.startswith("def ")]
+NAMES = [name for name in DEFINED if name not in NO_SCRIPTS]
 
 
 @pytest.fixture(scope="module")
