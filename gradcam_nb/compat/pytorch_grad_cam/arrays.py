@@ -12,16 +12,15 @@ __all__ = ['scale_cam_image', 'scale_accross_batch_and_channels', 'get_2d_projec
 # %% ../../../nbs/compat/pytorch_grad_cam/arrays.ipynb #03
 import numpy as np
 import torch
-from .exchanged import theirs
 from torch import Tensor
 
+from .exchanged import theirs
 from ...core.heatmap import resize
 from ...methods import deep_feature_factorization as native
 from ...methods import guided_backprop, sobel
 from ...methods.kpca_cam import KPCA_CAM
 from ...reshape.fpn import fpn_reshape_transform
 from ...reshape.swin import swin_reshape_transform
-from ...smoothing.eigen import first_component
 
 # %% ../../../nbs/compat/pytorch_grad_cam/arrays.ipynb #08
 def scale_cam_image(
