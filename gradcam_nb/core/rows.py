@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from ..engine.as_found import afresh
+from ..engine.caller import warn_caller
 from ..engine.inputs import call_model, cut, pictures_in, ways_to_cut
 from ..engine.visit import evaluating
 from ..targets.rows import Rows, picture_axis
@@ -58,4 +59,8 @@ def shared_inputs(
     ways = ways_to_cut(inputs)
     if len(ways) == 1:
         return ways[0]
-    return (run.rows or rows_of(run.record.model, inputs, run.record.output)).inputs()
+    try:
+        return (run.rows or rows_of(run.record.model, inputs, run.record.output)).inputs()
+    except ValueError as error:
+        warn_caller(f"{error}; here each picture is taken to have a row of its own")
+        return ways[0]

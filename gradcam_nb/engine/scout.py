@@ -133,7 +133,14 @@ class Scout(Keeper):
 
     def able(self, output) -> Iterator[Layer]:
         "The layers that may serve, from the last one back; none is looked at before it is asked for. Each call is a layer of its own."
-        judged = ((*self.judge(module, shape), which - self.times[module]) for module, shape, which in reversed(self.ran))
+        shapes = {}
+        for module, shape, _ in self.ran:
+            shapes.setdefault(module, set()).add(shape)
+        # A module with weights that runs at several sizes is a head on a pyramid: each of its calls sees one level of it.
+        heads = {module for module, seen in shapes.items() if len(seen) > 1 and any(True for _ in module.parameters())}
+        inside = {part for head in heads for part in head.modules()}
+        ran = (call for call in reversed(self.ran) if call[0] not in inside)
+        judged = ((*self.judge(module, shape), which - self.times[module]) for module, shape, which in ran)
         able = (self.at(layer, call) for layer, serves, call in judged if serves)
         if draws(output, len(self.laying.size)):
             able = reversed(before_drawing(list(able)[::-1]))
