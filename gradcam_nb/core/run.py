@@ -18,8 +18,8 @@ from .blank import is_blank, warn_blank
 from ..engine.inputs import first_tensor
 from ..engine.live import suggest_layer
 from ..engine.record import Record
+from ..engine.settle import settle_layout
 from ..reshape.fpn import fpn_reshape_transform, is_pyramid
-from ..reshape.pick import as_it_is, pick_reshape, why_no_reshape
 from ..targets.resolve import total_score
 
 # %% ../../nbs/core/run.ipynb #05
@@ -71,15 +71,11 @@ class Run:
             laid = fpn_reshape_transform(output)
         else:
             output = first_tensor(output)
-            shape = () if output is None else tuple(output.shape)
-            transform = pick_reshape(shape, self.size, self.batch) or (
-                as_it_is if len(shape) == len(self.size) + 2 and shape[0] == self.batch else None
-            )
-            if transform is None:
-                raise ValueError(
-                    f"target_layers: {self.name(layer)!r} does not serve: {why_no_reshape(shape, self.size, self.batch)}; {self.advice()}"
-                )
-            laid = transform(output)
+            try:
+                layout = settle_layout(self.record.model, layer, () if output is None else output.shape, self.record.input_tensor)
+            except ValueError as error:
+                raise ValueError(f"target_layers: {self.name(layer)!r} does not serve: {error}; {self.advice()}") from error
+            laid = layout.reshape_transform(output)
         if not isinstance(laid, Tensor) or laid.ndim < 3 or laid.shape[0] != self.batch:
             shape = tuple(laid.shape) if isinstance(laid, Tensor) else type(laid).__name__
             raise ValueError(
