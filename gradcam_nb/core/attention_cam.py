@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from .blank import is_blank, warn_blank
 from .cam import BaseCAM
 from .heatmap import normalize, positive, resize
+from .rows import rows_of
 from ..engine.attention import AttentionRecord, record_attention
 from ..engine.attention_watch import Attention
 from ..engine.inputs import check_input, input_size
@@ -74,7 +75,7 @@ class AttentionCAM(BaseCAM):
         def score(output):
             if not resolved:
                 resolved[:] = resolve_targets(targets, output, batch)
-            return total_score(resolved, output)
+            return total_score(resolved, output, rows_of(self.model, input_tensor, output, resolved))
 
         record = record_attention(
             self.model, input_tensor, score if self.uses_gradients else None, each_layer=self.each_layer, mean_tokens=self.mean_tokens

@@ -11,11 +11,11 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
 
 from .heatmap import fuse, normalize, positive, resize
+from .rows import rows_of, shared_inputs
 from .run import Call, Run, warn_if_blank
-from ..engine.inputs import check_input, first_tensor, input_size
+from ..engine.inputs import check_input, first_tensor, input_size, viewed
 from ..engine.live import record_at
 from ..engine.record import Record
 from ..engine.visit import find_layer, unwrap
@@ -51,19 +51,6 @@ def finish(
     # One map is normalised by being fused.
     as_they_are = fusion == "sum" or fusion != "none" and len(maps) == 1
     return fuse(maps if as_they_are else [normalize(m) for m in maps], fusion)
-
-# %% ../../nbs/core/cam.ipynb #57d78900
-def _changed_input(views, input_tensor):
-    "What some views make of a batch, one after another."
-    if isinstance(input_tensor, list):
-        return [change(t[None])[0] for change, _ in views for t in input_tensor]
-
-    def views_of(t):
-        # A text or a table beside the picture stays as it is.
-        is_picture = t.is_floating_point() and t.ndim > 2
-        return torch.cat([change(t) if is_picture else t for change, _ in views]) if t.ndim else t
-
-    return tree_map_only(Tensor, views_of, input_tensor)
 
 # %% ../../nbs/core/cam.ipynb #10
 class BaseCAM:
@@ -113,7 +100,7 @@ class BaseCAM:
         if not aug_smooth:
             return heat
         heats, views = [heat], mirrored_and_scaled() if aug_smooth is True else list(aug_smooth)
-        for some, changed in self._changed(views, input_tensor, run.batch):
+        for some, changed in self._changed(views, input_tensor, run):
             again = self.run(changed, None if run.targets[0] is None else run.targets * len(some))
             heats += [undo(maps) for (_, undo), maps in zip(some, self.draw(again, **how).split(run.batch))]
         self.outputs = outputs
@@ -168,10 +155,12 @@ class BaseCAM:
     ) -> Run:
         "Run the model once and keep what the map is made from."
         batch, size, asked, resolved = check_input(input_tensor), input_size(input_tensor), asked or (None,), []
+        rows = []
 
         def score(output):
             resolved[:] = [resolve_targets(targets, output, batch) for targets in asked]
-            scores = [total_score(targets, output) for targets in resolved]
+            rows[:] = [rows_of(self.model, input_tensor, output, [target for targets in resolved for target in targets])]
+            scores = [total_score(targets, output, rows[0]) for targets in resolved]
             return torch.stack(scores) if len(scores) > 1 else scores[0]
 
         # Where no layer is named, the score also tells which ones live.
@@ -183,7 +172,7 @@ class BaseCAM:
         self.target_layers, self.outputs = self.target_layers or r.layers, r.output
         if not self.uses_gradients:
             r = replace(r, gradients={})
-        return Run(r, self.target_layers, resolved or [[None] * batch], size, self.reshape_transform)
+        return Run(r, self.target_layers, resolved or [[None] * batch], size, self.reshape_transform, *rows)
 
     def draw(self, run: Run, *, eigen_smooth: bool = False, fusion: str = "mean", threshold: float = 0.0) -> Tensor:
         "The heat maps of a run."
@@ -192,14 +181,14 @@ class BaseCAM:
         warn_if_blank(run, heat)
         return heat
 
-    def _changed(self, views, input_tensor, batch):
+    def _changed(self, views, input_tensor, run):
         "The views of a batch in turn, and what they make of the input; as many at once as are useful."
         # A CPU is no faster with more than a few pictures at once, and slower where they leave its caches.
         rows = min(self.batch_size, 8) if first_tensor(input_tensor).device.type == "cpu" else self.batch_size
-        at_once = max(1, rows // batch)
+        at_once, whole = max(1, rows // run.batch), shared_inputs(run)
         for i in range(0, len(views), at_once):
             some = views[i : i + at_once]
-            yield some, _changed_input(some, input_tensor)
+            yield some, viewed([change for change, _ in some], input_tensor, whole)
 
     def __enter__(self):
         return self

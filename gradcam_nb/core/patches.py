@@ -12,10 +12,11 @@ from itertools import product
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils._pytree import tree_map, tree_map_only
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten
 
 from .heatmap import resize
-from ..engine.inputs import places
+from ..engine.inputs import cut, places, ways_to_cut
+from ..smoothing.numbers import back_to, fractions
 
 # %% ../../nbs/core/patches.ipynb #09
 def windows(
@@ -42,8 +43,10 @@ class Patches:
         size: Sequence[int],  # its spatial size
         window: Sequence[int],  # of a patch, along each axis
         where: list[tuple],  # as `windows` gives it
+        whole=None,  # as for `cut`
     ):
         self.inputs, self.size, self.window, self.where, self.kept = inputs, size, window, where, (None, None)
+        self.whole = ways_to_cut(inputs)[0] if whole is None else whole
 
     def enlarged(self, picture, scaled):
         "A picture at a scale."
@@ -57,12 +60,16 @@ class Patches:
                 return t.detach()
             # For a picture that becomes smaller: only in two dimensions can more than the nearest pixels be averaged.
             mode = ("linear", "bilinear", "trilinear")[len(scaled) - 1]
-            numbers = t.detach().to(torch.promote_types(t.dtype, torch.float32))
-            return F.interpolate(numbers, size=scaled, mode=mode, antialias=len(scaled) == 2).to(t.dtype)
+            numbers = fractions(t.detach())
+            if numbers.dtype in (torch.half, torch.bfloat16):
+                numbers = numbers.float()
+            parts = [numbers.real, numbers.imag] if numbers.is_complex() else [numbers]
+            parts = [F.interpolate(part, size=scaled, mode=mode, antialias=len(scaled) == 2) for part in parts]
+            return back_to(torch.complex(*parts) if len(parts) > 1 else parts[0], t.dtype)
 
         if isinstance(self.inputs, list):
             return one(self.inputs[picture][None])
-        return tree_map_only(Tensor, lambda t: one(t[picture : picture + 1] if t.ndim else t), self.inputs)
+        return tree_map_only(Tensor, one, cut(self.inputs, [picture], self.whole))
 
     def cut(self, picture, i):
         "A patch, as the model is given it."
@@ -77,10 +84,9 @@ class Patches:
         if isinstance(self.inputs, list):
             return [cut[0] for cut in cuts]
 
-        def joined(*parts):
-            return torch.cat(parts) if isinstance(parts[0], Tensor) and parts[0].ndim else parts[0]
-
-        return tree_map(joined, *cuts)
+        given = [tree_leaves(one) for one in cuts]
+        leaves = [torch.cat(ts) if isinstance(ts[0], Tensor) and k not in self.whole else ts[0] for k, ts in enumerate(zip(*given))]
+        return tree_unflatten(leaves, tree_flatten(cuts[0])[1])
 
     def lay(self, maps, i):
         "Maps of a patch, `n × window`, as `n × size`."

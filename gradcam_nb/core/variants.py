@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from .perturbation import scores_of
-from .run import Call, Run
+from .rows import shared_inputs
+from .run import Call, Run, plain_numbers
 from ..engine.batches import in_batches
 from ..engine.live import record_at
 from ..engine.record import OneCall
@@ -38,7 +39,7 @@ def elements(
         return None
     if laid.is_floating_point() or laid.shape != call.activations.shape[1:] or laid.min() < 0 or laid.max() >= output[0].numel():
         return None
-    return laid if (output[0].flatten()[laid].float() == call.activations[0]).all() else None
+    return laid if (plain_numbers(output[0]).flatten()[laid].float() == call.activations[0]).all() else None
 
 
 def channel_elements(
@@ -52,7 +53,7 @@ def channel_elements(
     # A transform that resizes and joins is linear: a channel is made of what it has a derivative for.
     values, structure = tree_flatten(run.record.activations[call.layer][call.index])
     with torch.inference_mode(False), torch.enable_grad():
-        values = [v[:1].float().clone().requires_grad_() if isinstance(v, Tensor) else v for v in values]
+        values = [plain_numbers(v)[:1].float().clone().requires_grad_() if isinstance(v, Tensor) else v for v in values]
         leaves = [v for v in values if isinstance(v, Tensor)]
         laid = replace(run, asked=[run.targets[:1]]).lay(call.layer, tree_unflatten(values, structure))
         reached = [
@@ -77,7 +78,11 @@ def _taped(run, layer):
 def _whole(rows, values, structure):
     "Rows of numbers as the layer gives them."
     sizes = [v[0].numel() for v in values]
-    return tree_unflatten([part.reshape(-1, *v.shape[1:]) for part, v in zip(rows.split(sizes, 1), values)], structure)
+    return tree_unflatten([_like(part.reshape(-1, *v.shape[1:]), v) for part, v in zip(rows.split(sizes, 1), values)], structure)
+
+
+def _like(numbers, given):
+    return torch.quantize_per_tensor(numbers, given.q_scale(), given.q_zero_point(), given.dtype) if given.is_quantized else numbers
 
 # %% ../../nbs/core/variants.ipynb #12
 def scores_behind(
@@ -94,11 +99,15 @@ def scores_behind(
     "The scores if a layer had given something else."
     taped = _taped(run, call.layer)
     values, structure = tree_flatten(taped.activations[call.layer][call.index])
-    plain = torch.cat([v.flatten(1) for v in values], 1)
+    plain = torch.cat([plain_numbers(v).flatten(1) for v in values], 1)
     scores = torch.empty(len(asked), run.batch, variants, device=plain.device)
 
     def behind(rows, **which):
-        return replay(taped, call.layer, _whole(rows, values, structure), call=call.index, **which)
+        output = replay(taped, call.layer, _whole(rows, values, structure), call=call.index, **which)
+        # What all pictures share may have been multiplied with them: prompts, whose scores then stand in more columns.
+        if run.rows is not None and which and not run.rows.fits(output, len(rows)):
+            raise FixedBatch
+        return output
 
     def one_picture(picture):
         rows = plain[picture].expand(min(batch_size, variants), -1).clone()
@@ -107,7 +116,7 @@ def scores_behind(
             some = rows[: len(index)]
             some.scatter_(1, index, numbers.to(some))
             del numbers  # as large as the rows, where all of a row is exchanged
-            scores[:, picture, part] = scores_of(asked, [picture] * len(index), behind(some, picture=picture))
+            scores[:, picture, part] = scores_of(asked, [picture] * len(index), behind(some, picture=picture), run.rows)
             some.scatter_(1, index, plain[picture][index])
 
     def all_together():
@@ -116,11 +125,12 @@ def scores_behind(
             for picture in range(run.batch):
                 index, numbers = change(picture, part)
                 rows[picture].scatter_(0, index[0], numbers[0].to(rows))
-            scores[:, :, part] = scores_of(asked, range(run.batch), behind(rows))[..., None]
+            scores[:, :, part] = scores_of(asked, range(run.batch), behind(rows), run.rows)[..., None]
 
     with torch.no_grad():
         try:
-            if isinstance(run.record.input_tensor, list):
+            # A detector's list of pictures, and what all pictures share, cannot be multiplied.
+            if isinstance(run.record.input_tensor, list) or isinstance(run.record.output, list) or shared_inputs(run):
                 raise FixedBatch
             for picture in range(run.batch):
                 one_picture(picture)

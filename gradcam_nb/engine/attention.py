@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_map_only
 from .as_found import afresh
 from .attention_watch import Attention, AttentionWatch
 from .inputs import call_model, check_input
+from .layers import Laying
 from .record import detached, no_inference, plain_mode, scored
 from .visit import evaluating, intercepting, unwrap
 from .whole import run_whole, start_graph
@@ -86,7 +87,7 @@ def record_attention(
             afresh(model)
         with intercepting(model, watch.visit), run, watch:
             output = call_model(model, inputs)
-        layers = watch.layers(batch)
+        layers = watch.layers(batch, Laying(input_tensor).words)
         if score is not None:
             run.check()
             value = scored(score, output)

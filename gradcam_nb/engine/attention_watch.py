@@ -139,9 +139,10 @@ class AttentionWatch(TorchFunctionMode):
         output = first_tensor(attention.calls[-1].output)
         return output is None or attention.weights.shape[-1] in output.shape[:-1]
 
-    def layers(self, batch):
-        "The attentions over all tokens of a picture: those of the same shape as the last one."
+    def layers(self, batch, words=frozenset()):
+        "The attentions over all tokens of a picture: those of the same shape as the last one; as many tokens as a text has are words."
         self.found = [a for a in self.found if self.over_tokens(a)]
+        self.found = [a for a in self.found if a.weights.shape[-1] not in words] or self.found
         if not self.found:
             raise ValueError(
                 "model: it has no attention over all its tokens (a convolutional network?); pass a transformer, or use GradCAM"

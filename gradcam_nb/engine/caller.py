@@ -15,6 +15,7 @@ def warn_caller(
 ):
     "Warn, naming the nearest caller's line that is outside this package."
     frame, level = sys._getframe(1), 2
-    while frame and frame.f_globals.get("__name__", "").partition(".")[0] == "gradcam_nb":
+    # Between two of our own frames there may be those of a context manager.
+    while frame and frame.f_globals.get("__name__", "").partition(".")[0] in ("gradcam_nb", "contextlib"):
         frame, level = frame.f_back, level + 1
     warnings.warn(message, stacklevel=level)

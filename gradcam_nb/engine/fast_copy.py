@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
-from .inputs import call_model, first_picture, pictures_in
+from .inputs import call_model, cut, first_picture, first_tensor, pictures_in
 from .visit import evaluating, intercepting
 
 # %% ../../nbs/engine/fast_copy.ipynb #08
@@ -64,7 +64,9 @@ class Quick:
         model: nn.Module,  # left as it was found
         inputs,  # what the model was given before; the copy is tried on its first picture
         calls: int,  # how many calls will come; where there are too few to measure, the model runs as it is
+        whole=None,  # as for `cut`
     ):
+        self.whole = whole
         self.model, self.inputs, self.copy, self.form = model, first_picture(inputs), None, "plain"
         self.rows, self.by = pictures_in(inputs), False  # as many pictures as the model was given; whether it takes only so many
         on_cpu, flat = next((not p.is_cuda for p in model.parameters()), True), all(p.ndim < 5 for p in model.parameters())
@@ -109,7 +111,7 @@ class Quick:
                 # The last pass is filled up with the last picture.
                 rows = [min(row, n - 1) for row in range(start, start + self.rows)]
                 with evaluating(self.model):
-                    parts.append(call_model(self.model, _rows_of(inputs, rows)))
+                    parts.append(call_model(self.model, cut(inputs, rows, self.whole)))
         except Exception as error:
             raise failed or error from None
         self.by = True
@@ -117,10 +119,10 @@ class Quick:
 
     def note(self, inputs, output, start):
         "How long a row took; after the last trial, settle."
-        first = next(t for t in tree_leaves(inputs) if isinstance(t, Tensor))
+        first = first_tensor(inputs)
         if first.is_cuda:
             torch.cuda.synchronize(first.device)
-        took = (time.perf_counter() - start) / len(first)
+        took = (time.perf_counter() - start) / pictures_in(inputs)
         self.took[self.form] = min(took, self.took.get(self.form, took))
         if self.ahead or not self.took:
             return
@@ -153,12 +155,6 @@ class Quick:
 # %% ../../nbs/engine/fast_copy.ipynb #11
 def _channels_last(t):
     return t.contiguous(memory_format=torch.channels_last) if t.ndim == 4 else t
-
-
-def _rows_of(inputs, rows):
-    if isinstance(inputs, list):
-        return [inputs[row] for row in rows]
-    return tree_map_only(Tensor, lambda t: t[rows] if t.ndim else t, inputs)
 
 
 def _joined(parts, rows, n):

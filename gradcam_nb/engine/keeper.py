@@ -20,7 +20,9 @@ class _Through(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, value):
-        return value.data
+        # A subclass of Tensor would make a view of it.
+        with torch._C.DisableTorchFunctionSubclass():
+            return value.data
 
     @staticmethod
     def backward(ctx, gradient):
@@ -52,6 +54,11 @@ class Keeper:
     def keep(self, layer, value):
         if not isinstance(value, Tensor):
             return value, value
+        if value.is_quantized and self.with_gradient:
+            raise ValueError(
+                f"layer: a {type(layer).__name__} of this model gives quantised numbers, which have no gradient; "
+                "pass the network as it was before, or use a method that needs no gradient"
+            )
         if layer in self.fold:
             kept, handed = self.share(layer, value)
         else:
@@ -70,7 +77,11 @@ class Keeper:
         # The hook must not refer to the tensor that it hangs on.
         folded, key, fold = self.folded, id(kept), self.fold[layer]
         kept.register_hook(lambda gradient: folded.__setitem__(key, fold(gradient)))
-        return kept, _Through.apply(kept)
+        handed = _Through.apply(kept)
+        if type(handed) is not type(value):
+            handed = handed.as_subclass(type(value))
+            handed.__dict__.update(value.__dict__)
+        return kept, handed
 
     def overwritten(self):
         "The layers whose output was overwritten. Autograd is told, so that a layer whose gradient needs the old values raises."
@@ -100,11 +111,13 @@ def gradients_of(
         keeper.folded.clear()
         if not one.requires_grad or not leaves:
             return {}
-        found = torch.autograd.grad(one, leaves, allow_unused=True, retain_graph=again, create_graph=create_graph)
+        # A subclass of Tensor makes a view of what it is given, which has a graph only in this mode.
+        with torch.set_grad_enabled(create_graph):
+            found = torch.autograd.grad(one, leaves, allow_unused=True, retain_graph=again, create_graph=create_graph)
         return {id(leaf): gradient for leaf, gradient in zip(leaves, found) if gradient is not None} | keeper.folded
 
     def zeros(layer, value):
-        nothing = torch.zeros_like(value, requires_grad=False)
+        nothing = torch.zeros(value.shape, device=value.device) if value.is_quantized else torch.zeros_like(value, requires_grad=False)
         return keeper.fold[layer](nothing) if layer in keeper.fold else nothing
 
     with torch.enable_grad():

@@ -15,6 +15,8 @@ from torch import nn
 from torch.jit import ScriptModule
 
 from .as_found import plain_kernels, put_back, remember
+from .inputs import picture_tensor
+from .modes import left_on
 
 # %% ../../nbs/engine/visit.ipynb #06
 def unwrap(
@@ -84,8 +86,15 @@ class FromInput(nn.Module):
     ):
         super().__init__()
         self.input, self.model = nn.Identity(), model
+        self.training = self.input.training = model.training
 
     def forward(self, *args, **kwargs):
+        picture = picture_tensor((args, kwargs))
+        if not picture.is_floating_point():
+            raise TypeError(
+                f"input_tensor: its numbers are {picture.dtype}, at which there is no gradient; pass floating point numbers, "
+                "or a method that needs no gradient at the input"
+            )
         args, kwargs = self.input((args, kwargs))
         return self.model(*args, **kwargs)
 
@@ -99,18 +108,18 @@ def evaluating(
     model: nn.Module,  # left as it was found, on every exit
 ):
     "Evaluation mode while inside; every module's training flag and memory are put back by the last visitor to leave."
-    modules = list(names_of(model))
+    modules = names_of(model)
     with _lock:
-        for module in modules:
-            visit = _visits.get(module)
-            if visit is None:
-                visit = _visits[module] = [0, module.training]
+        modes = {module: _visits[module][1] if module in _visits else module.training for module in modules}
+        inner = names_of(model.model) if isinstance(model, FromInput) else modules
+        on = left_on(inner, modes) if any(modes.values()) else ()
+        for module, mode in modes.items():
+            _visits.setdefault(module, [0, mode])[0] += 1
             remember(module)
-            visit[0] += 1
-            if module.training:
+            if mode and module not in on:
                 module.training = False
     try:
-        with plain_kernels(modules):
+        with plain_kernels(list(modules)):
             yield
     finally:
         with _lock:

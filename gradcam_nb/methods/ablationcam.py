@@ -66,7 +66,7 @@ class AblationCAM(PerturbationCAM):
             places = index[chosen[picture, part]]
             return places, fills[picture, chosen[picture, part], None].expand_as(places)
 
-        plain = scores_of(asked, range(run.batch), run.record.output)[..., None]
+        plain = scores_of(asked, range(run.batch), run.record.output, run.rows)[..., None]
         scores = scores_behind(
             run, call, asked, chosen.shape[1], off, batch_size=self.batch_size, label=type(self).__name__, progress=self.progress
         )

@@ -11,10 +11,12 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from ..core.cam import BaseCAM
 from ..core.heatmap import fuse, normalize, positive, resize
 from ..core.run import Run, warn_if_blank
+from ..engine.inputs import picture_tensor
 from ..engine.layers import list_layers
 from ..engine.record import Record, record
 from ..engine.visit import FromInput
@@ -70,6 +72,14 @@ def _rescaled(parts):
     return torch.where(high > low, (parts.sum(1) - parts.shape[1] * low) / (high - low), 0.0)
 
 
+def _of_picture(record, at_input):
+    "A run whose input is the picture alone, of all that the model was given."
+    (given,), (gradients,) = record.activations[at_input], record.gradients[at_input]
+    which = next(k for k, t in enumerate(tree_leaves(given)) if t is picture_tensor(given))
+    activations, gradients = ({at_input: [tree_leaves(tree)[which]]} for tree in (given, gradients))
+    return replace(record, activations=activations, gradients=record.gradients | gradients)
+
+
 def _bias_part(layer, reshape, gradient):
     "What a layer's bias adds, from the gradient behind it."
     laid = reshape(gradient).float()
@@ -111,11 +121,12 @@ class FullGrad(BaseCAM):
     def draw(self, run: Run, *, eigen_smooth: bool = False, fusion: str = "mean", threshold: float = 0.0) -> Tensor:
         "The heat maps of a run."
         (at_input,) = run.record.activations
+        run = replace(run, layers=[at_input], record=_of_picture(run.record, at_input))
         parts = [_rescaled(call.activations * call.gradients) for call in run.calls(at_input)]
         parts += [part for place in self.biased for part in run.record.gradients[place]]
         maps = [resize(part, run.size) for part in parts]
         if eigen_smooth:
             maps = [normalize(positive(first_component(torch.stack(maps, 1), like=sum(maps))))]
         heat = positive(fuse(maps, fusion), threshold)
-        warn_if_blank(replace(run, layers=[at_input]), heat)
+        warn_if_blank(run, heat)
         return heat

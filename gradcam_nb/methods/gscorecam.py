@@ -45,7 +45,7 @@ class GScoreCAM(ScoreCAM):
 
     def chosen(self, run: Run, call: Call, asked) -> Tensor:
         def scores(output):
-            return torch.stack([total_score(targets, output) for targets in asked])
+            return torch.stack([total_score(targets, output, run.rows) for targets in asked])
 
         # A run of its own: the others of the family need no gradient, and this one has each question's from one forward pass.
         layers = OneCall([call.layer], run.record.call)

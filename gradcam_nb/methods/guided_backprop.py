@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from ..core.rows import rows_of
+from ..engine.caller import warn_caller
 from ..engine.inputs import check_input
 from ..engine.record import record
 from ..engine.visit import FromInput, unwrap
@@ -77,7 +79,11 @@ class GuidedBackpropReLUModel:
         whole = FromInput(self.model)
 
         def score(output):
-            return total_score(resolve_targets(target_category, output, batch), output)
+            targets = resolve_targets(target_category, output, batch)
+            total = total_score(targets, output, rows_of(self.model, input_img, output, targets))
+            if not total.requires_grad:
+                warn_caller("guided gradient is zero: the score has no gradient at the input, as quantised layers have none")
+            return total
 
         with Guided():
             r = record(whole, [whole.input], input_img.to(self.device), score)

@@ -16,10 +16,11 @@ from torch import Tensor
 from ..core.cam import combine, weigh
 from ..core.heatmap import resize, stretch
 from ..core.perturbation import PerturbationCAM, masked
+from ..core.rows import shared_inputs
 from ..core.run import Call, Run
 from ..engine.as_found import afresh
 from ..engine.batches import in_batches
-from ..engine.inputs import call_model
+from ..engine.inputs import call_model, picture_tensor
 from ..engine.live import record_at
 from ..engine.record import OneCall
 from ..engine.visit import evaluating
@@ -29,7 +30,7 @@ from ..targets.resolve import each_score
 # %% ../../nbs/methods/opticam.ipynb #09
 def _alone(run, call, picture):
     "What a layer gives for one picture of the batch, to the last digit as if it had come alone."
-    one = masked(run.record.input_tensor, [picture], torch.ones(1, *run.size, device=call.activations.device))
+    one = masked(run.record.input_tensor, [picture], torch.ones(1, *run.size, device=call.activations.device), shared_inputs(run))
     try:
         run = replace(run, record=record_at(run.record.model, OneCall([call.layer], run.record.call), one), asked=[[None]])
     except (RuntimeError, AssertionError) as error:
@@ -76,6 +77,9 @@ class OptiCAM(PerturbationCAM):
         "The best masks found, of the picture's size."
         if eigen_smooth:
             raise ValueError(f"eigen_smooth: {type(self).__name__} weighs the channels of a sum; leave it out")
+        kind = picture_tensor(run.record.input_tensor).dtype
+        if not (kind.is_floating_point or kind.is_complex):
+            raise TypeError(f"input_tensor: its numbers are {kind}, and a mask over them has no gradient; pass floating point numbers")
         rows = [(targets[picture], picture) for targets in asked for picture in range(run.batch)]
         parts = [rows[i : i + self.batch_size] for i in range(0, len(rows), self.batch_size)]
         seconds = 3 * self.seconds * len(parts[0])  # a pass forward, and one backward, which takes twice as long
@@ -96,12 +100,14 @@ class OptiCAM(PerturbationCAM):
         def mask():
             return stretch(resize(combine(weigh(A, u.softmax(1))), run.size))
 
+        whole_inputs = shared_inputs(run)
+
         def score(masks, step):
-            seen = masked(run.record.input_tensor, pictures, masks)
+            seen = masked(run.record.input_tensor, pictures, masks, whole_inputs)
             afresh(run.record.model)
             with step:
                 output = call_model(run.record.model, seen)
-            return each_score(targets, output).float()
+            return each_score(targets, output, run.rows).float()
 
         def descend(step):
             scores = score(mask(), step)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..core.around import AroundCAM
 from ..core.run import Run
+from ..engine.inputs import pictures_in
 from ..engine.layers import list_layers
 from ..engine.live import live_layers, suggest_layer
 from .gradcam_plusplus import GradCAMPlusPlus
@@ -63,7 +64,7 @@ class RefineCAM(AroundCAM):
     def run(self, input_tensor, *asked) -> Run:
         "Run the model once and keep what the base method draws from, at every layer."
         if self.base.target_layers is None:
-            self.base.target_layers = _stages(self.model, input_tensor, first_score(*asked[:1] or (None,)))
+            self.base.target_layers = _stages(self.model, input_tensor, first_score(*asked[:1] or (None,), pictures_in(input_tensor)))
         return super().run(input_tensor, *asked)
 
     def draw(self, run: Run, *, fusion: str = "product", **how) -> Tensor:

@@ -18,6 +18,7 @@ from ..core.around import AroundCAM
 from ..core.blank import blank_is_no_news, is_blank, warn_blank
 from ..core.heatmap import normalize, stretch
 from ..core.patches import Patches, windows
+from ..core.rows import shared_inputs
 from ..core.run import Run
 from ..engine.batches import in_batches
 from ..engine.inputs import call_model
@@ -119,7 +120,7 @@ class SESS(AroundCAM):
         "Run the model on the whole picture: its layers, and what is asked."
         whole = super().run(input_tensor, targets)
         asked = resolve_targets(targets, self.outputs, whole.batch) if whole.targets[0] is None else whole.targets
-        return PatchRun(whole.record, self.target_layers, [asked], whole.size, whole=whole, input_tensor=input_tensor)
+        return PatchRun(whole.record, self.target_layers, [asked], whole.size, rows=whole.rows, whole=whole, input_tensor=input_tensor)
 
     def get_patches(self, run: PatchRun) -> Patches:
         "Where the patches stand."
@@ -138,7 +139,7 @@ class SESS(AroundCAM):
         scales = self.scales or [first + i * max(1, round(first * self.scale_step_ratio)) for i in range(self.num_scales)]
         if min(scales) < first:
             raise ValueError(f"scales: at {min(scales)} a window of {window} does not fit; pass {first} or more")
-        return Patches(run.input_tensor, run.size, window, windows(run.size, window, step, scales))
+        return Patches(run.input_tensor, run.size, window, windows(run.size, window, step, scales), shared_inputs(run))
 
     def get_scores(self, run: PatchRun, patches: Patches) -> Tensor:  # `B × patches`, float32, not negative
         "The score of every patch."
@@ -157,7 +158,7 @@ class SESS(AroundCAM):
                         f"window_size: {type(self.model).__name__} does not take patches of {patches.window} ({reason}); "
                         f"pass the size that it takes, such as {run.size}"
                     ) from error
-                scores.append(each_score([targets[picture] for picture, _ in some], output).float())
+                scores.append(each_score([targets[picture] for picture, _ in some], output, run.rows).float())
         return torch.cat(scores).unflatten(0, (run.batch, -1)).clamp(min=0).nan_to_num()
 
     def get_weights(self, scores: Tensor) -> Tensor:  # `B × patches`, in [0, 1]; 0 where a patch is left out

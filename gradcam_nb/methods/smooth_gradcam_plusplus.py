@@ -67,7 +67,7 @@ class SmoothGradCAMPlusPlus(BaseCAM):
     def run(self, input_tensor, *asked) -> Run:
         "Run the picture and its noisy copies."
         plain, batches = super().run(input_tensor, *asked), []
-        for some, changed in self._changed(self.views, input_tensor, plain.batch):
+        for some, changed in self._changed(self.views, input_tensor, plain):
             again = [targets * len(some) for targets in plain.asked]
             batches.append(super().run(changed, *again).record.gradients)
         # Several questions stand in a dimension in front of the pictures.

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..core.run import Call, Run
 from .scorecam import ScoreCAM
+from ..smoothing.numbers import back_to, fractions
 
 # %% ../../nbs/methods/sscam.ipynb #09
 class SSCAM(ScoreCAM):
@@ -60,9 +61,9 @@ class SSCAM(ScoreCAM):
         inputs = run.record.input_tensor
         if not isinstance(inputs, Tensor):
             raise TypeError(f"noise: 'input' takes a tensor as input, got {type(inputs).__name__}; pass noise='mask'")
-        noise = self.noisy(inputs.shape[1:], inputs)
+        noise = self.noisy(inputs.shape[1:], fractions(inputs))
 
         def add_noise(rows, part):
-            return rows + noise[torch.arange(part.start, part.stop) % self.variants]
+            return back_to(fractions(rows) + noise[torch.arange(part.start, part.stop) % self.variants], rows.dtype)
 
         return super().ask(run, asked, pictures, masks, add_noise)

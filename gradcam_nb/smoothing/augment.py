@@ -11,6 +11,8 @@ from functools import partial
 
 from torch import Tensor
 
+from .numbers import back_to, fractions
+
 # %% ../../nbs/smoothing/augment.ipynb #06
 def mirror(
     tensor: Tensor,  # an input `B × C × … × W` or a map `B × … × W`
@@ -27,7 +29,7 @@ def as_it_was(
 
 # %% ../../nbs/smoothing/augment.ipynb #07
 def _scaled(factor, mirrored, tensor):
-    return (mirror(tensor) if mirrored else tensor) * factor
+    return back_to(fractions(mirror(tensor) if mirrored else tensor) * factor, tensor.dtype)
 
 # %% ../../nbs/smoothing/augment.ipynb #08
 def mirrored_and_scaled(

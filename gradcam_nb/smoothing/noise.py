@@ -12,13 +12,16 @@ from functools import partial
 import torch
 
 from .augment import as_it_was
+from .numbers import back_to, fractions
 
 # %% ../../nbs/smoothing/noise.ipynb #03861415
 def _with_noise(seed, sigma, x):
     # Drawn on the CPU, so that the noise does not depend on the device.
-    noise = torch.randn(x.shape[1:], generator=torch.Generator().manual_seed(seed)).to(x)
-    span = (x.flatten(1).amax(1) - x.flatten(1).amin(1)).reshape(-1, *[1] * (x.ndim - 1))
-    return x + sigma * span * noise
+    noise = torch.randn(x.shape[1:], generator=torch.Generator().manual_seed(seed))
+    numbers = fractions(x)
+    sizes = (numbers.abs() if numbers.is_complex() else numbers).flatten(1)
+    span = (sizes.amax(1) - sizes.amin(1)).reshape(-1, *[1] * (x.ndim - 1))
+    return back_to(numbers + sigma * span * noise.to(numbers), x.dtype)
 
 # %% ../../nbs/smoothing/noise.ipynb #06
 def noisy(

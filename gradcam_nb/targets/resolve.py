@@ -7,14 +7,14 @@ __all__ = ['class_scores', 'resolve_targets', 'each_score', 'total_score', 'firs
 
 # %% ../../nbs/targets/resolve.ipynb #03
 from collections.abc import Callable, Mapping, Sequence
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 
+from .axes import taken_apart
 from .classifier import ClassifierOutputTarget
+from .rows import Rows, picture_axis
 
 # %% ../../nbs/targets/resolve.ipynb #08
 def scores_in(output):
@@ -86,35 +86,36 @@ def _target(target):
         raise TypeError(f"targets: got {type(target).__name__}; pass an int, a callable, or a list of them") from None
 
 
-def _for_one(target, output, i, batch):
+def _for_one(target, output, i, batch, rows):
     "What the target of picture `i` is given; what has no row for each picture stays whole."
     if isinstance(target, ClassifierOutputTarget) and not isinstance(output, Tensor):
-        return class_scores(output)[i]
+        return _of_picture(class_scores(output), i, batch)
+    return rows.part(output, i, batch)
 
-    def one(t):
-        return t[i] if t.ndim and len(t) == batch else t
 
-    if isinstance(output, list) and len(output) == batch:
-        return output[i]
-    leaves, structure = tree_flatten(output)
-    # An object that is no known container, such as a namespace with `.logits`.
-    if structure.is_leaf() and hasattr(output, "__dict__") and not isinstance(output, Tensor):
-        return SimpleNamespace(**tree_map_only(Tensor, one, vars(output)))
-    return tree_unflatten([one(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves], structure)
+def _of_picture(scores, i, batch):
+    if len(scores) != batch:
+        raise ValueError(
+            f"targets: the model answered {batch} pictures with class scores of shape {tuple(scores.shape)}, not a row for each; "
+            "pass a callable that reads one picture's part"
+        )
+    return scores[i]
 
 # %% ../../nbs/targets/resolve.ipynb #12
 def each_score(
     targets: Sequence[Callable],  # a target for each picture
     output: Any,  # the model's output
+    rows: Rows | None = None,  # what of an output belongs to which picture; left out: as the output's shapes have it
 ) -> Tensor:  # a number for each picture
     "Each picture's target."
     if isinstance(output, Tensor) and output.ndim == 2 and all(type(target) is ClassifierOutputTarget for target in targets):
         wanted = [target.category for target in targets]
+        _of_picture(output, 0, len(targets))
         if 0 <= min(wanted) <= max(wanted) < output.shape[1]:
             return output[range(len(wanted)), wanted]
-    scores = []
+    scores, rows = [], rows or Rows(output, len(targets), told=picture_axis(targets))
     for i, target in enumerate(targets):
-        score = target(_for_one(target, output, i, len(targets)))
+        score = target(_for_one(target, output, i, len(targets), rows))
         if not isinstance(score, Tensor):
             raise TypeError(f"target: got {type(score).__name__} from {target}; return a tensor of one element")
         if score.numel() != 1:
@@ -127,18 +128,23 @@ def each_score(
 def total_score(
     targets: Sequence[Callable],  # a target for each picture
     output: Any,  # the model's output
+    rows: Rows | None = None,  # as for `each_score`
 ) -> Tensor:  # one number
     "The sum of each picture's target: its gradient for a picture is that of the picture's own target."
-    return each_score(targets, output).sum()
+    return each_score(targets, output, rows).sum()
 
 
 def first_score(
     targets,  # None, an int, ints, a callable, or callables, for a batch
-) -> Callable:  # the output of the batch's first picture alone -> one number
+    batch: int,  # how many pictures
+) -> Callable:  # the output of the batch, or of its first picture alone -> one number
     "What is asked of the first picture."
     one = targets[:1] if isinstance(targets, (Sequence, Tensor)) else targets
 
     def score(output):
+        leaves = [output] if isinstance(output, list) else [t for t in taken_apart(output)[0] if isinstance(t, Tensor) and t.ndim]
+        if leaves and len(leaves[0]) == batch:
+            return each_score(resolve_targets(targets, output, batch), output)[0]
         return total_score(resolve_targets(one, output, 1), output)
 
     return score
