@@ -1,6 +1,7 @@
 """torchcam's interface: its scripts run with nothing but the import changed, and give its maps."""
 
 import copy
+import importlib
 import inspect
 import logging
 
@@ -386,9 +387,58 @@ def test_scores_of_another_input_are_told(tiny):
     with ours.GradCAM(model, "3") as extractor:
         out = model(x)
         with pytest.warns(UserWarning, match="a score of your own making"):
-            extractor(3, 2 * out)
+            extractor(3, 2 * out.detach())
         with pytest.raises(ValueError, match="got shape"):
-            extractor(3, out[0])
+            extractor(3, out.detach()[0])
+        model(x.flip(-1))
+        with pytest.raises(ValueError, match="do not depend on the layer"):
+            extractor(3, out)
+
+
+MADE = {
+    "the softmax": lambda out: out.softmax(1),
+    "a difference": lambda out: out[:, [3]] - out[:, [1]],
+    "one of several heads": lambda out: torch.stack([out[:, 0] * out[:, 2], out[:, 1]], 1),
+    "scaled by picture": lambda out: out * torch.arange(1.0, len(out) + 1)[:, None],
+}
+
+
+@pytest.mark.parametrize("made", MADE)
+@pytest.mark.parametrize("name", ["GradCAM", "GradCAMpp", "XGradCAM", "LayerCAM"])
+def test_scores_of_the_scripts_own_are_explained_by_its_graph(name, made, tiny):
+    model, x = tiny
+    maps = []
+    # Their GradCAMpp is another formula: ours is asked for the same scores as a target then.
+    libraries = [ours] if name == "GradCAMpp" else [ours, importlib.import_module("torchcam.methods")]
+    for library in libraries:
+        with getattr(library, name)(model, "3") as extractor:
+            out = model(x.clone().requires_grad_())
+            maps.append(extractor(0, MADE[made](out))[0])
+    if name == "GradCAMpp":
+        with ours.GradCAMpp(model, "3") as extractor:
+            model(x)
+            scale = iter(range(1, len(x) + 1))
+            targets = [lambda one, k=next(scale): MADE[made](one[None])[0, 0] * (k if made == "scaled by picture" else 1) for _ in x]
+            maps.append(extractor(targets=targets)[0])
+    torch.testing.assert_close(*maps, rtol=1e-3, atol=1e-4)
+    with ours.ScoreCAM(model, "3") as extractor:
+        out = model(x)
+        if made == "a difference":
+            with pytest.raises(ValueError, match="got shape"):
+                extractor(0, MADE[made](out))
+
+
+@pytest.mark.parametrize("wrong", [dict(gamma=float("inf")), dict(gamma=float("nan")), dict(gamma="1"), dict(num_references=1.5)])
+def test_finercam_refuses_what_is_no_number(wrong, tiny):
+    with pytest.raises((ValueError, TypeError), match=next(iter(wrong))):
+        ours.FinerCAM(tiny[0], "3", **wrong)
+
+
+def test_refinecam_takes_scorecam_as_its_base(tiny):
+    model, x = tiny
+    with ours.RefineCAM(model, ["1", "3"], base_method=ours.ScoreCAM) as extractor:
+        model(x)
+        assert torch.isfinite(extractor(3)[0]).all()
 
 
 @pytest.mark.parametrize("name", ["GradCAM", "FinerCAM", "RefineCAM"])
@@ -396,6 +446,6 @@ def test_a_warning_names_the_scripts_line(name, tiny):
     """However the extractor is asked, and with another one inside."""
     model, x = tiny
     with getattr(ours, name)(model, ["1", "3"] if name == "RefineCAM" else "3") as extractor:
-        scores = 2 * model(x)
+        scores = 2 * model(x).detach()
         warned_line(lambda: extractor(3, scores), "a score of your own making")
         warned_line(lambda: extractor.compute_cams(3, scores), "a score of your own making")

@@ -8,6 +8,7 @@ __all__ = ['ABSENT', 'Attribution', 'LayerAttribution', 'LayerGradCam', 'LayerGr
 
 # %% ../../nbs/compat/captum.ipynb #04
 from collections.abc import Callable
+from functools import wraps
 
 import torch
 import torch.nn.functional as F
@@ -18,10 +19,25 @@ from ..core.cam import combine, weigh
 from ..engine.caller import warn_caller
 
 # %% ../../nbs/compat/captum.ipynb #09
+def _wrapped(attribute):
+    "As captum wraps it: a script finds the function inside as `__wrapped__`."
+
+    @wraps(attribute)
+    def called(self, *asked, **how):
+        return attribute(self, *asked, **how)
+
+    return called
+
+
 class Attribution:
     "What all attributions share."
 
-    multiplies_by_inputs = False
+    multiplies_by_inputs, gradient_func = False, None  # a script may set a function of its own for the gradients at the input
+
+    def __init_subclass__(cls, **how):
+        super().__init_subclass__(**how)
+        if "attribute" in vars(cls):
+            cls.attribute = _wrapped(cls.attribute)
 
     def __init__(self, forward_func: Callable):
         self.forward_func = forward_func
@@ -31,6 +47,12 @@ class Attribution:
 
     def attribute(self, inputs, *asked, **how):
         raise NotImplementedError(f"{type(self).__name__}: override attribute")
+
+    def attribute_future(self, *asked, **how):
+        raise NotImplementedError(f"attribute_future is not implemented for {type(self).__name__}; call attribute")
+
+    def _input_gradients(self, inputs, target, more, guided=False):
+        return input_gradients(self.forward_func, inputs, target, more, guided, self.gradient_func)
 
     @classmethod
     def get_name(cls) -> str:
@@ -119,7 +141,7 @@ class Saliency(Attribution):
     "The gradient at the input; its magnitude, unless `abs=False`."
 
     def attribute(self, inputs, target=None, abs=True, additional_forward_args=None):
-        found = input_gradients(self.forward_func, inputs, target, additional_forward_args)
+        found = self._input_gradients(inputs, target, additional_forward_args)
         return like(inputs, [g.abs() if abs else g for g in found])
 
 
@@ -129,7 +151,7 @@ class InputXGradient(Attribution):
     multiplies_by_inputs = True
 
     def attribute(self, inputs, target=None, additional_forward_args=None):
-        found = input_gradients(self.forward_func, inputs, target, additional_forward_args)
+        found = self._input_gradients(inputs, target, additional_forward_args)
         return like(inputs, [t.detach() * g for t, g in zip(as_tuple(inputs), found)])
 
 
@@ -137,7 +159,7 @@ class GuidedBackprop(Attribution):
     "[Guided backpropagation](../methods/guided_backprop.ipynb); ReLUs called as functions are guided too."
 
     def attribute(self, inputs, target=None, additional_forward_args=None):
-        return like(inputs, input_gradients(self.forward_func, inputs, target, additional_forward_args, guided=True))
+        return like(inputs, self._input_gradients(inputs, target, additional_forward_args, guided=True))
 
 
 class GuidedGradCam(Attribution):
@@ -156,10 +178,14 @@ class GuidedGradCam(Attribution):
 
     def _on(self, detail, heat, mode):
         "The heat map times the detail of one input, if it lies on it."
+        why = ""
         if detail.ndim == heat.ndim > 2:
-            return detail * LayerAttribution.interpolate(heat, detail.shape[2:], mode)
+            try:
+                return detail * LayerAttribution.interpolate(heat, detail.shape[2:], mode)
+            except (ValueError, NotImplementedError) as error:
+                why = f" ({str(error).splitlines()[0]})"
         shape, given = tuple(heat.shape), tuple(detail.shape)
-        warn_caller(f"inputs: no heat map of shape {shape} lies on an input of shape {given}; its attribution is empty")
+        warn_caller(f"inputs: no heat map of shape {shape} lies on an input of shape {given}; its attribution is empty{why}")
         return torch.empty(0)
 
 # %% ../../nbs/compat/captum.ipynb #25

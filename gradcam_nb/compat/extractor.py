@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from .last_layer import last_layer
+from .own_scores import OwnRun
 from ..core.heatmap import resize, stretch
 from ..engine.caller import warn_caller
 from ..engine.visit import find_layer
@@ -65,6 +66,7 @@ class Extractor:
     "What torchcam's extractors share: they remember what the model was given, and explain it when asked."
 
     method, relu, takes_targets = None, True, True
+    from_gradients = False  # whether scores of the script's own can be explained by its own graph
 
     def __init__(
         self,
@@ -85,14 +87,20 @@ class Extractor:
         if target_layer is None:
             _logger.warning(f"target_layer: left out, so it is {self.target_names[0]!r}")
         self._cam = self.method(model, modules, reshape_transform, **options)
-        self._hooks_enabled, self._input = enable_hooks, None
+        self._hooks_enabled, self._input, self._own = enable_hooks, None, OwnRun(modules)
 
         # A function and no method: a copy of the model shares the hook, and does not copy the extractor.
         def remember(module, args, kwargs):
-            if self._hooks_enabled and not _explaining.get():
+            if wanted():
+                self._own.forget()
                 self._input = _remembered(module, args, kwargs)
 
+        def wanted():
+            return self._hooks_enabled and not _explaining.get()
+
         self.hook_handles = [model.register_forward_pre_hook(remember, with_kwargs=True)]
+        if self.from_gradients:
+            self.hook_handles += self._own.listen(model, wanted)
 
     def enable_hooks(self):
         self._hooks_enabled = True
@@ -102,6 +110,7 @@ class Extractor:
 
     def reset_hooks(self):
         self._input = None
+        self._own.forget()
 
     def remove_hooks(self):
         while self.hook_handles:
@@ -121,7 +130,7 @@ class Extractor:
     def compute_cams(
         self,
         class_idx=None,  # the class asked for; a list: one for each picture
-        scores=None,  # what the model gave; compared, not used
+        scores=None,  # what the model gave: compared, not used; made of that by the script: explained by its own graph
         normalized: bool = True,  # each map from 0 to 1; False: as the method has it
         retain_graph: bool = False,  # no effect: your graph is not used
         *,
@@ -139,12 +148,12 @@ class Extractor:
         "The same for classes and targets alike."
         if self._input is None:
             raise ValueError("input: nothing is remembered; run the model on it first, with the hooks enabled, inside the `with` block")
-        token = _explaining.set(True)
+        token, own = _explaining.set(True), self._own.made(scores)
         try:
-            maps = self._maps(self._cam.run(self._input, asked))
+            maps = self._maps(self._own.explain(asked, scores, self.model, self._input) if own else self._cam.run(self._input, asked))
         finally:
             _explaining.reset(token)
-        if isinstance(scores, Tensor) and isinstance(self._cam.outputs, Tensor):
+        if not own and isinstance(scores, Tensor) and isinstance(self._cam.outputs, Tensor):
             _compare(scores.detach(), self._cam.outputs)
         if self.relu:
             maps = [m.clamp(min=0) for m in maps]

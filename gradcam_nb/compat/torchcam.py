@@ -9,6 +9,8 @@ __all__ = ['ABSENT', 'OutputTarget', 'GradCAM', 'GradCAMpp', 'XGradCAM', 'LayerC
 # %% ../../nbs/compat/torchcam.ipynb #04
 from collections.abc import Callable
 from functools import partial
+from math import inf
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -35,25 +37,25 @@ from ..methods.xgradcam import XGradCAM as _XGradCAM
 class GradCAM(Extractor):
     "[Grad-CAM](../methods/gradcam.ipynb)."
 
-    method = _GradCAM
+    method, from_gradients = _GradCAM, True
 
 
 class GradCAMpp(Extractor):
     "[Grad-CAM++](../methods/gradcam_plusplus.ipynb)."
 
-    method = _GradCAMPlusPlus
+    method, from_gradients = _GradCAMPlusPlus, True
 
 
 class XGradCAM(Extractor):
     "[XGrad-CAM](../methods/xgradcam.ipynb)."
 
-    method = _XGradCAM
+    method, from_gradients = _XGradCAM, True
 
 
 class LayerCAM(Extractor):
     "[LayerCAM](../methods/layercam.ipynb); fused, every layer's map is scaled."
 
-    method = _LayerCAM
+    method, from_gradients = _LayerCAM, True
 
     @staticmethod
     def _scaled(cam):
@@ -130,7 +132,7 @@ class RefineCAM(Around):
     def __init__(self, model, target_layer, input_shape=(3, 224, 224), *, base_method=GradCAMpp, **options):
         if not isinstance(target_layer, list) or len(target_layer) < 2:
             raise ValueError(f"target_layer: RefineCAM needs two layers or more, got {target_layer}; pass a list")
-        super().__init__(base_method, model, target_layer, input_shape, **options)
+        super().__init__(base_method, model, target_layer, input_shape=input_shape, **options)
 
     def compute_cams(self, class_idx=None, scores=None, normalized=True, target_shape=None, *, targets=None, **how) -> list[Tensor]:
         return [self.fuse_cams(self.base_cam(class_idx, scores, targets=targets, **how), target_shape, normalized)]
@@ -146,10 +148,15 @@ class FinerCAM(Around):
     "[Finer-CAM](../methods/finercam.ipynb): what tells a class from those most like it, or from `comparison_idx`."
 
     def __init__(self, model, target_layer=None, input_shape=(3, 224, 224), *, base_method=GradCAM, gamma=0.6, num_references=3, **options):
-        if num_references < 1 or gamma < 0:
-            got = f"{num_references}, {gamma}"
-            raise ValueError(f"num_references, gamma: got {got}; pass one class or more and a gamma that is not negative")
-        super().__init__(base_method, model, target_layer, input_shape, **options)
+        if isinstance(gamma, bool) or not isinstance(gamma, Real):
+            raise TypeError(f"gamma: expected a real number, got {type(gamma).__name__}; pass such as 0.6")
+        if not 0 <= gamma < inf:
+            raise ValueError(f"gamma: got {gamma}; pass a number that is finite and non-negative")
+        if isinstance(num_references, bool) or not isinstance(num_references, Integral):
+            raise TypeError(f"num_references: expected an integer, got {type(num_references).__name__}; pass such as 3")
+        if num_references < 1:
+            raise ValueError(f"num_references: got {num_references}; pass a positive number of classes")
+        super().__init__(base_method, model, target_layer, input_shape=input_shape, **options)
         self.gamma, self.num_references = gamma, num_references
 
     def compute_cams(self, class_idx, scores=None, comparison_idx=None, normalized=True, *, retain_graph=False, eps=0.0) -> list[Tensor]:

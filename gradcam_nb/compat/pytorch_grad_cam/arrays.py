@@ -14,14 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .exchanged import theirs
 from ...core.heatmap import resize
 from ...methods import deep_feature_factorization as native
 from ...methods import guided_backprop, sobel
 from ...methods.kpca_cam import KPCA_CAM
-from ...methods.seg_eigencam import SegEigenCAM
 from ...reshape.fpn import fpn_reshape_transform
 from ...reshape.swin import swin_reshape_transform
-from ...smoothing.eigen import first_component
 
 # %% ../../../nbs/compat/pytorch_grad_cam/arrays.ipynb #08
 def scale_cam_image(
@@ -29,11 +28,15 @@ def scale_cam_image(
     target_size=None,  # (width, height) in pixels, for volumes (depth last); None: as it is
 ) -> np.ndarray:  # float32, each from 0 to 1
     "Each map from its minimum to its maximum, enlarged."
-    maps = _tensor(cam)
+    maps = np.asarray(cam)
     places = tuple(range(1, maps.ndim))
-    maps = maps - maps.amin(places, keepdim=True)
-    maps = maps / (1e-7 + maps.amax(places, keepdim=True))
-    return (maps if target_size is None else resize(maps, target_size[::-1])).numpy()
+    maps = maps - maps.min(axis=places, keepdims=True)
+    maps = maps / (1e-7 + maps.max(axis=places, keepdims=True))
+    if target_size is None:
+        return np.float32(maps)
+    if maps.ndim > 3 and (zoom := _cubic()):
+        return np.float32([zoom(np.float32(m), np.divide(target_size[::-1], m.shape)) for m in maps])
+    return resize(torch.from_numpy(np.float32(maps)), target_size[::-1]).numpy()
 
 
 def scale_accross_batch_and_channels(
@@ -42,14 +45,20 @@ def scale_accross_batch_and_channels(
 ) -> np.ndarray:  # `B × C × height × width`
     "The same for each channel of each picture."
     maps = np.asarray(tensor)
-    return scale_cam_image(maps.reshape(-1, *maps.shape[2:]), target_size).reshape(*maps.shape[:2], *target_size[::-1])
+    scaled = theirs("utils.image", "scale_cam_image")(maps.reshape(-1, *maps.shape[2:]), target_size)
+    return scaled.reshape(*maps.shape[:2], *target_size[::-1])
 
 # %% ../../../nbs/compat/pytorch_grad_cam/arrays.ipynb #09
 def get_2d_projection(
     activation_batch,  # `B × C × spatial`, an array
 ) -> np.ndarray:  # `B × spatial`, float32
-    "The first principal component of each picture's channels, the right way up."
-    return first_component(_tensor(activation_batch)).numpy()
+    "The first principal component of each picture's channels, with the sign that the decomposition happens to give."
+    maps = []
+    for values in np.nan_to_num(np.asarray(activation_batch), nan=0, posinf=np.inf, neginf=-np.inf):
+        rows = values.reshape(len(values), -1).T
+        rows = rows - rows.mean(axis=0)
+        maps.append((rows @ np.linalg.svd(rows, full_matrices=False)[2][0]).reshape(values.shape[1:]))
+    return np.float32(maps)
 
 
 def get_2d_projection_kernel(
@@ -57,21 +66,34 @@ def get_2d_projection_kernel(
     kernel="sigmoid",  # "sigmoid", "rbf" or "linear"
     gamma=None,  # how fast the kernel bends; left out: 1 / channels
 ) -> np.ndarray:  # `B × spatial`, float32
-    "The first kernel principal component, the right way up."
+    "The first kernel principal component; its largest number is positive."
     method = KPCA_CAM(torch.nn.Identity(), kernel=kernel, gamma=gamma)
-    return method.get_cam_image(_tensor(activation_batch), None).float().numpy()
+    return _turned(method.get_cam_image(_tensor(activation_batch), None).float().numpy())
 
 
 def get_2d_projection_with_sign_correction(
     activation_batch,  # `B × C × spatial`, an array
 ) -> np.ndarray:  # `B × spatial`, float32
     "The first principal component; what stands out most is positive."
-    values = _tensor(activation_batch)
-    return SegEigenCAM(torch.nn.Identity()).get_cam_image(values, torch.ones_like(values)).numpy()
+    return _turned(get_2d_projection(activation_batch))
 
 # %% ../../../nbs/compat/pytorch_grad_cam/arrays.ipynb #10
 def _tensor(values):
     return torch.from_numpy(np.nan_to_num(np.asarray(values, np.float32)))
+
+
+def _turned(maps):
+    "Each map with what stands out most on the positive side."
+    return np.float32([-m if abs(m.min()) > abs(m.max()) else m for m in maps])
+
+
+def _cubic():
+    "SciPy's spline, with which the other library enlarges volumes; None where it is not installed: they are enlarged in straight lines."
+    try:
+        from scipy.ndimage import zoom
+    except ImportError:
+        return None
+    return zoom
 
 # %% ../../../nbs/compat/pytorch_grad_cam/arrays.ipynb #12
 def find_layer_predicate_recursive(
@@ -129,8 +151,13 @@ class GuidedBackpropReLUModel:
         self,
         model,  # left as it was found
         device=None,  # where it is to run; left out: where the model is
+        use_cuda=False,  # the older way to say: move the model there; also in the place of `device`
     ):
-        self.device = next(model.parameters(), torch.empty(0)).device if device is None else torch.device(device)
+        if use_cuda or device is True:
+            device = "cuda"
+        if device == "cuda" and not torch.cuda.is_available():
+            raise ValueError("use_cuda: there is no CUDA device here; leave it out")
+        self.device = next(model.parameters(), torch.empty(0)).device if device in (None, False) else torch.device(device)
         self.model = model.to(self.device)
 
     def forward(self, input_img):

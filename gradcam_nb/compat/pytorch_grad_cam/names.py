@@ -25,17 +25,19 @@ compat.pytorch_grad_cam.arrays: get_2d_projection get_2d_projection_kernel get_2
 compat.pytorch_grad_cam.arrays: replace_all_layer_type_recursive replace_layer_recursive
 compat.pytorch_grad_cam.arrays: scale_accross_batch_and_channels scale_cam_image
 compat.pytorch_grad_cam.arcc: ARCC Coherency Complexity batch_pearson_coherency
-compat.pytorch_grad_cam.around: FinerCAM RefineCAM SESS
+compat.pytorch_grad_cam.ablation: AblationCAM AblationLayer AblationLayerFasterRCNN AblationLayerVit
+compat.pytorch_grad_cam.around: FinerCAM RefineCAM
 compat.pytorch_grad_cam.base: BaseCAM
-compat.pytorch_grad_cam.methods: AblationCAM AblationLayer AblationLayerFasterRCNN AblationLayerVit
-compat.pytorch_grad_cam.methods: EigenCAM EigenGradCAM FEM FullGrad GradCAM GradCAMElementWise GradCAMPlusPlus HiResCAM
-compat.pytorch_grad_cam.methods: KPCA_CAM LayerCAM RandomCAM ScoreCAM SegEigenCAM ShapleyCAM XGradCAM
+compat.pytorch_grad_cam.methods: EigenCAM EigenGradCAM FEM GradCAM GradCAMElementWise GradCAMPlusPlus HiResCAM
+compat.pytorch_grad_cam.methods: KPCA_CAM LayerCAM RandomCAM SegEigenCAM ShapleyCAM XGradCAM
 compat.pytorch_grad_cam.metrics: AveragerAcrossThresholds PerturbationConfidenceMetric
 compat.pytorch_grad_cam.metrics: CamMultImageConfidenceChange DropInConfidence IncreaseInConfidence
 compat.pytorch_grad_cam.metrics: NoisyLinearImputer RemoveLeastRelevantFirst RemoveMostRelevantFirst
 compat.pytorch_grad_cam.metrics: ROADCombined ROADLeastRelevantFirst ROADLeastRelevantFirstAverage
 compat.pytorch_grad_cam.metrics: ROADMostRelevantFirst ROADMostRelevantFirstAverage
 compat.pytorch_grad_cam.recorder: ActivationsAndGradients
+compat.pytorch_grad_cam.sess: SESS sliding_window window_starts
+compat.pytorch_grad_cam.whole_picture: FullGrad ScoreCAM
 imaging.overlay: show_cam_on_image
 imaging.preprocess: deprocess_image preprocess_image
 methods.deep_feature_factorization: show_factorization_on_image
@@ -97,7 +99,7 @@ pytorch_grad_cam.random_cam: RandomCAM {_BESIDE}
 pytorch_grad_cam.refine_cam: GradCAMPlusPlus RefineCAM scale_cam_image
 pytorch_grad_cam.score_cam: ScoreCAM {_BESIDE}
 pytorch_grad_cam.seg_eigen_cam: SegEigenCAM {_BESIDE}
-pytorch_grad_cam.sess: GradCAM SESS {_BESIDE}
+pytorch_grad_cam.sess: GradCAM SESS sliding_window window_starts {_BESIDE}
 pytorch_grad_cam.shapley_cam: ShapleyCAM {_BESIDE}
 pytorch_grad_cam.sobel_cam: sobel_cam
 pytorch_grad_cam.utils: {_IMAGES} get_2d_projection
@@ -117,7 +119,6 @@ MODULES["pytorch_grad_cam.metrics.ARCC"] = MODULES["pytorch_grad_cam.metrics.arc
 
 # %% ../../../nbs/compat/pytorch_grad_cam/names.ipynb #11
 _GUIDED = "ReLUs are guided where they are called, none is replaced; GuidedBackpropReLUModel is there"
-_WINDOWS = "a part of how SESS is built there; gradcam_nb.methods.sess.windows does the same"
 ABSENT = {  # module and name, behind `pytorch_grad_cam.` -> why
     "ablation_cam_multilayer": "an older copy of ablation_cam that the other library itself does not import; "
     "ablation_cam takes several layers",
@@ -125,6 +126,4 @@ ABSENT = {  # module and name, behind `pytorch_grad_cam.` -> why
     "guided_backprop.GuidedBackpropReLU": _GUIDED,
     "guided_backprop.GuidedBackpropReLUasModule": _GUIDED,
     "metrics.road.neighbors_weights": "the default of NoisyLinearImputer's weighting; leave it out",
-    "sess.sliding_window": _WINDOWS,
-    "sess.window_starts": _WINDOWS,
 }
