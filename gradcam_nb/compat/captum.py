@@ -8,27 +8,16 @@ __all__ = ['ABSENT', 'Attribution', 'LayerAttribution', 'LayerGradCam', 'LayerGr
 
 # %% ../../nbs/compat/captum.ipynb #04
 from collections.abc import Callable
-from functools import wraps
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .attribution import as_tuple, input_gradients, like, one_or_all, tensors_of_layers
+from .attribution import as_tuple, input_gradients, like, one_or_all, tensors_of_layers, wrapped
 from ..core.cam import combine, weigh
 from ..engine.caller import warn_caller
 
 # %% ../../nbs/compat/captum.ipynb #09
-def _wrapped(attribute):
-    "As captum wraps it: a script finds the function inside as `__wrapped__`."
-
-    @wraps(attribute)
-    def called(self, *asked, **how):
-        return attribute(self, *asked, **how)
-
-    return called
-
-
 class Attribution:
     "What all attributions share."
 
@@ -37,7 +26,7 @@ class Attribution:
     def __init_subclass__(cls, **how):
         super().__init_subclass__(**how)
         if "attribute" in vars(cls):
-            cls.attribute = _wrapped(cls.attribute)
+            cls.attribute = wrapped(cls.attribute)
 
     def __init__(self, forward_func: Callable):
         self.forward_func = forward_func
