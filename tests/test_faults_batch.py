@@ -217,6 +217,19 @@ def test_prompts_are_shared_by_all_pictures(method, how, name, n, k, text_first)
     torch.testing.assert_close(together, alone, rtol=0, atol=2e-3)
 
 
+@pytest.mark.parametrize("n", [2, 3])
+def test_attention_methods_under_views_and_in_patches(n):
+    clip, prompts = small_clip()
+    x, inside = torch.randn(n, 3, 64, 64), PromptsInside(clip, prompts)
+    inputs = dict(pixel_values=x, input_ids=prompts)
+    together = AttentionRelevance(clip)(inputs, 1, aug_smooth=True)
+    alone = torch.cat([AttentionRelevance(inside)(one[None], 1, aug_smooth=True) for one in x])
+    torch.testing.assert_close(together, alone, rtol=0, atol=2e-3)
+    how = dict(QUIET, num_scales=1, base_method=AttentionRelevance)
+    alone = torch.cat([SESS(inside, **how)(one[None], 1) for one in x])
+    torch.testing.assert_close(SESS(clip, **how)(inputs, 1), alone, rtol=0, atol=2e-3)
+
+
 def test_nothing_told_and_one_picture_with_three_prompts():
     clip, prompts = small_clip()
     x = torch.randn(1, 3, 64, 64)

@@ -22,6 +22,7 @@ from ..engine.attention_watch import Attention
 from ..engine.inputs import check_input, input_size
 from ..reshape.vit import token_grid
 from ..targets.resolve import resolve_targets, total_score
+from ..targets.rows import Rows
 
 # %% ../../nbs/core/attention_cam.ipynb #08
 @dataclass
@@ -31,6 +32,7 @@ class AttentionRun:
     record: AttentionRecord
     targets: list  # a target for each picture
     size: tuple[int, ...]  # the input's spatial size
+    rows: Rows  # what of an output belongs to which picture
 
     @property
     def batch(self):
@@ -83,7 +85,8 @@ class AttentionCAM(BaseCAM):
         if targets is not None and not resolved:
             score(record.output)
         self.target_layers, self.outputs = list(dict.fromkeys(a.module for a in record.layers)), record.output
-        return AttentionRun(record, resolved or [None] * batch, input_size(input_tensor))
+        rows = rows_of(self.model, input_tensor, record.output, resolved)
+        return AttentionRun(record, resolved or [None] * batch, input_size(input_tensor), rows)
 
     def draw(self, run: AttentionRun, *, eigen_smooth: bool = False, fusion: str = "mean", threshold: float = 0.0) -> Tensor:
         "The heat maps of a run; `fusion` has no effect, for it is one map."

@@ -185,7 +185,7 @@ class BaseCAM:
         "The views of a batch in turn, and what they make of the input; as many at once as are useful."
         # A CPU is no faster with more than a few pictures at once, and slower where they leave its caches.
         rows = min(self.batch_size, 8) if first_tensor(input_tensor).device.type == "cpu" else self.batch_size
-        at_once, whole = max(1, rows // run.batch), shared_inputs(run)
+        at_once, whole = max(1, rows // run.batch), shared_inputs(run, input_tensor)
         for i in range(0, len(views), at_once):
             some = views[i : i + at_once]
             yield some, viewed([change for change, _ in some], input_tensor, whole)

@@ -51,9 +51,10 @@ def rows_of(
 
 def shared_inputs(
     run,  # a `Run`
+    inputs=None,  # what it was given; left out: as it is recorded
 ) -> frozenset:  # the numbers of the inputs that have no row for each picture
     "Which inputs all pictures share: prompts, a time step."
-    inputs = run.record.input_tensor
+    inputs = run.record.input_tensor if inputs is None else inputs
     ways = ways_to_cut(inputs)
     if len(ways) == 1:
         return ways[0]

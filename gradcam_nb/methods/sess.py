@@ -139,7 +139,7 @@ class SESS(AroundCAM):
         scales = self.scales or [first + i * max(1, round(first * self.scale_step_ratio)) for i in range(self.num_scales)]
         if min(scales) < first:
             raise ValueError(f"scales: at {min(scales)} a window of {window} does not fit; pass {first} or more")
-        return Patches(run.input_tensor, run.size, window, windows(run.size, window, step, scales), shared_inputs(run))
+        return Patches(run.input_tensor, run.size, window, windows(run.size, window, step, scales), shared_inputs(run, run.input_tensor))
 
     def get_scores(self, run: PatchRun, patches: Patches) -> Tensor:  # `B × patches`, float32, not negative
         "The score of every patch."
