@@ -79,7 +79,8 @@ class Run:
         else:
             output = first_tensor(output)
             try:
-                layout = settle_layout(self.record.model, layer, () if output is None else output.shape, self.record.input_tensor)
+                shape = () if output is None else output.shape
+                layout = settle_layout(self.record.model, layer, shape, self.record.input_tensor, self.batch)
             except ValueError as error:
                 raise ValueError(f"target_layers: {self.name(layer)!r} does not serve: {error}; {self.advice()}") from error
             laid = layout.reshape_transform(output)

@@ -26,10 +26,14 @@ def _widths(module):
 
 
 def _around(model, name):
-    "The modules around a layer, itself first."
+    "A layer, what ran before it where that is known, and the modules around it."
     parts = name.split(".") if name else []
     for i in range(len(parts), -1, -1):
         yield model.get_submodule(".".join(parts[:i]))
+        parent = model.get_submodule(".".join(parts[: i - 1])) if i else None
+        if isinstance(parent, nn.Sequential):
+            names = list(parent._modules)
+            yield from [parent._modules[one] for one in reversed(names[: names.index(parts[i - 1])])]
 
 
 def _declared(model, name, shape, size, found):
@@ -67,12 +71,13 @@ def settle_layout(
     layer: nn.Module,  # of the model
     shape: tuple[int, ...],  # of what it gave for `input_tensor`
     input_tensor,  # what the model was given
+    batch: int | None = None,  # how many pictures the shape is of; left out: as many as were given
 ) -> Layout:
     """How a layer lies on the picture: by its shape where that leaves one reading, else measured.
 
     `ValueError` where the shape has no reading, or where none agrees with the model.
     """
-    size, batch, shape = input_size(input_tensor), pictures_in(input_tensor), tuple(shape)
+    size, batch, shape = input_size(input_tensor), pictures_in(input_tensor) if batch is None else batch, tuple(shape)
     axis = 0 if shape[:1] == (batch,) else 1
     key = (axis, shape[:axis], shape[axis + 1 :], size)
     kept = _SETTLED.setdefault(model, WeakKeyDictionary()).setdefault(layer, {})
