@@ -18,7 +18,9 @@ from ..reshape.readings import Reading, readings
 
 # %% ../../nbs/engine/settle.ipynb #f1340235
 def _widths(module):
-    "The numbers of channels that the parts of a module may make."
+    "The numbers of channels that a module may make."
+    if isinstance(module, nn.Sequential):
+        return next((widths for part in reversed(module) if (widths := _widths(part))), set())
     found = {weight.shape[0] for weight in module.parameters() if weight.ndim}
     for part in module.modules():
         found |= {n for name in ("out_channels", "out_features", "num_features") if isinstance(n := getattr(part, name, None), int)}
@@ -55,7 +57,9 @@ def _clear(model, name, shape, size, batch, is_list, found) -> Reading | None:
         return None
     widths = next((widths for module in _around(model, name) if (widths := _widths(module))), set())
     first, last = shape[1] in widths, shape[-1] in widths
-    picked = pick_reshape(shape, size, batch)
+    picked, names = pick_reshape(shape, size, batch), [one.name for one in found]
+    first = first or not any(name.startswith("channels last") for name in names)
+    last = last or not any(name.startswith("channels first") for name in names)
     if first and not last and (picked is as_it_is or is_list or len(size) == 1):
         return Reading("channels first", as_it_is, shape[2:], False)
     if last and not first and len(shape) > 3 and picked not in (None, as_it_is):

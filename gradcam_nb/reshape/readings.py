@@ -86,7 +86,8 @@ def _of_maps(shape, size):
         ("channels first", as_it_is, shape[2:]),
         ("channels last", channels_last_reshape_transform, shape[1:-1]),
     ):
-        if all(0 < g <= 4 * s for g, s in zip(grid, size)):
+        # Finer than the picture only where it is drawn larger, in its proportions.
+        if all(0 < g <= s for g, s in zip(grid, size)) or len({g / s for g, s in zip(grid, size)}) == 1:
             yield Reading(f"{name}, {_times(grid)}", transform, grid, False)
         turned = grid[::-1]
         if len(grid) == 2 and all(0 < g <= s for g, s in zip(turned, size)):
