@@ -34,8 +34,8 @@ class Net(nn.Module):
 
     def __init__(self, answer):
         super().__init__()
-        self.features = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU())
-        self.a, self.b, self.answer, self.asked = nn.Linear(8, 5), nn.Linear(8, 7), answer, []
+        self.features = nn.Sequential(nn.Conv2d(3, 12, 3, 2, 1), nn.ReLU())
+        self.a, self.b, self.answer, self.asked = nn.Linear(12, 5), nn.Linear(12, 7), answer, []
 
     def forward(self, x):
         self.asked.append(len(x))

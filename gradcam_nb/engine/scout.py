@@ -133,7 +133,12 @@ class Scout(Keeper):
 
     def able(self, output) -> Iterator[Layer]:
         "The layers that may serve, from the last one back; none is looked at before it is asked for. Each call is a layer of its own."
-        judged = ((*self.judge(module, shape), which - self.times[module]) for module, shape, which in reversed(self.ran))
+        shapes = {}
+        for module, shape, _ in self.ran:
+            shapes.setdefault(module, set()).add(shape)
+        # A module that runs at several sizes is a head on a pyramid: each of its calls sees one level of it.
+        ran = ((module, shape, which) for module, shape, which in reversed(self.ran) if len(shapes[module]) == 1)
+        judged = ((*self.judge(module, shape), which - self.times[module]) for module, shape, which in ran)
         able = (self.at(layer, call) for layer, serves, call in judged if serves)
         if draws(output, len(self.laying.size)):
             able = reversed(before_drawing(list(able)[::-1]))

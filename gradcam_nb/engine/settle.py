@@ -11,12 +11,16 @@ from weakref import WeakKeyDictionary
 from torch import nn
 
 from .inputs import input_size, one_or_all, pictures_in
-from .layout import Layout, named_grids, verify_layout
+from .layout import Layout, named_grids, picture_channels, verify_layout
 from .visit import names_of
 from ..reshape.pick import as_it_is, pick_reshape, why_no_reshape
 from ..reshape.readings import Reading, readings
 
 # %% ../../nbs/engine/settle.ipynb #f1340235
+def _parent(model, name):
+    return model.get_submodule(name.rpartition(".")[0]) if name else None
+
+
 def _widths(module):
     "The numbers of channels that a module may make."
     if isinstance(module, nn.Sequential):
@@ -25,6 +29,27 @@ def _widths(module):
     for part in module.modules():
         found |= {n for name in ("out_channels", "out_features", "num_features") if isinstance(n := getattr(part, name, None), int)}
     return found
+
+
+# Batch norms, instance norms and convolutions of torch; subclasses keep the axis. Of `LayerNorm` some subclasses move it.
+_FIRST = (nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.PixelShuffle)
+_FIRST += tuple(getattr(nn, f"{kind}Pool{n}d") for kind in ("Max", "Avg", "AdaptiveMax", "AdaptiveAvg") for n in (1, 2, 3))
+_LAST = (nn.Linear, nn.LayerNorm)
+_AT_EACH_PLACE = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Hardswish, nn.Sigmoid, nn.Tanh, nn.Identity, nn.Dropout)
+
+
+def _axis(parts):
+    "The axis of the channels that the last of some parts, run one after the other, declares by its type: 1, -1 or None."
+    for part in reversed(parts):
+        if isinstance(part, nn.Sequential):
+            return _axis(list(part))
+        if isinstance(part, _FIRST):
+            return 1
+        if type(part) in _LAST:
+            return -1
+        if not isinstance(part, _AT_EACH_PLACE):
+            return None
+    return None
 
 
 def _around(model, name):
@@ -55,8 +80,11 @@ def _clear(model, name, shape, size, batch, is_list, found) -> Reading | None:
         return _declared(model, name, shape, size, found)
     if len(shape) != len(size) + 2:
         return None
-    widths = next((widths for module in _around(model, name) if (widths := _widths(module))), set())
-    first, last = shape[1] in widths, shape[-1] in widths
+    around = list(_around(model, name))
+    before = around[1 : around.index(parent)] if (parent := _parent(model, name)) in around[1:] else []
+    axis = _axis([*before[::-1], around[0]])
+    widths = next((widths for module in around if (widths := _widths(module))), set())
+    first, last = (axis == 1, axis == -1) if axis else (shape[1] in widths, shape[-1] in widths)
     picked, names = pick_reshape(shape, size, batch), [one.name for one in found]
     first = first or not any(name.startswith("channels last") for name in names)
     last = last or not any(name.startswith("channels first") for name in names)
@@ -93,10 +121,14 @@ def settle_layout(
 def _settled(model, layer, shape, size, batch, input_tensor):
     name, is_list = names_of(model)[layer], isinstance(input_tensor, list)
     found = readings(shape, size, batch, named_grids(model, input_tensor))
+    if len(shape) == len(size) + 2 and shape[2:] == size and shape[1] != shape[-1] and shape[1] == picture_channels(input_tensor):
+        return Layout("channels first, as the picture", as_it_is, size)
     # A detector may resize its pictures to a shape of its own.
     clear = _clear(model, name, shape, size, batch, is_list, found)
     if clear:
         return Layout(clear.name, clear.transform, clear.grid)
+    if not found and is_list and len(shape) == len(size) + 2 and shape[0] == batch:
+        return Layout("channels first", as_it_is, shape[2:])
     if not found:
         raise ValueError(why_no_reshape(shape, size, batch))
     return one_or_all(lambda inputs: verify_layout(model, layer, inputs, like=shape), input_tensor)
