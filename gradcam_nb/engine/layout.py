@@ -57,7 +57,7 @@ def named_grids(
             continue
         if isinstance(module.padding, str) or max(module.stride) < 2:
             continue
-        for turned in (False, True):
+        for turned in (False, True) if len(size) == 2 else (False,):
             sides = size[::-1] if turned else size
             parts = zip(sides, module.kernel_size, module.stride, module.padding, module.dilation)
             grid = tuple((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in parts)
