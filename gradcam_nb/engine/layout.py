@@ -101,7 +101,8 @@ def _clearly_best(candidates, shares, places):
     left.sort(key=lambda i: -agreed[i])
     best = left[0]
     # Attention and convolutions between tokens blur the answer: with many places a third is clear enough.
-    if agreed[best] < (0.5 if places < 16 else 0.33) or any(agreed[best] - agreed[i] < lead for i in left[1:]):
+    enough = 0.75 if places < 8 else 0.5 if places < 16 else 0.33
+    if agreed[best] < enough or any(agreed[best] - agreed[i] < lead for i in left[1:]):
         return None
     return best if len(candidates) * _by_chance(candidates[best], agreed[best], places) < 0.001 else None
 
@@ -178,4 +179,5 @@ def verify_layout(
             first = max(agreed, key=agreed.get)
             tried.append(f"{first}: answers at {agreed[first]:.0%} of {places} changed places")
     what = "reshape_transform" if reshape_transform else "layer"
-    raise ValueError(f"{what}: no agreement with the model ({'; '.join(tried) or 'the shape has no places'}); pass a reshape_transform")
+    said = "; ".join(tried) or "the shape has no places"
+    raise ValueError(f"{what}: no agreement with the model ({said}); pass a reshape_transform; help: How sure is the layout?")

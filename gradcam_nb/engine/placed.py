@@ -104,5 +104,6 @@ def check_places(
         return
     raise ValueError(
         f"input_tensor: its shape {tuple(t.shape)} is read as B × C × spatial with {t.shape[1]} channels, but {instead};"
-        f" pass places={places}, the axes of the picture, or places={tuple(range(2, t.ndim))} if it is read rightly"
+        f" pass places={places}, the axes of the picture, or places={tuple(range(2, t.ndim))} if it is read rightly;"
+        " help: How sure is the layout?"
     )
