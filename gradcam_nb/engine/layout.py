@@ -135,7 +135,7 @@ def _measure(model, layer, inputs, candidates_of, like):
         if len(places) < 4:
             continue
         shares = [_answers(torch.cat(change), places, one.of_patches) for one, change in zip(candidates, changes)]
-        hopeless = len(places) >= 8 and max(max(share) for share in shares) < 0.25
+        hopeless = len(places) >= 8 and max(share[not one.of_patches] for one, share in zip(candidates, shares)) < 0.25
         if _clearly_best(candidates, shares, len(places)) is not None or hopeless or len(places) >= _MOST:
             return candidates, shares, len(places)
 

@@ -95,7 +95,7 @@ def _clear(model, name, shape, size, batch, is_list, found) -> Reading | None:
     return None
 
 # %% ../../nbs/engine/settle.ipynb #328f579e
-_SETTLED = WeakKeyDictionary()  # model -> layer -> shape of a picture's part, size -> `Layout`
+_SETTLED = WeakKeyDictionary()  # model -> layer -> shape of a picture's part, size -> `Layout`, or why there is none
 
 
 def settle_layout(
@@ -114,7 +114,12 @@ def settle_layout(
     key = (axis, shape[:axis], shape[axis + 1 :], size)
     kept = _SETTLED.setdefault(model, WeakKeyDictionary()).setdefault(layer, {})
     if key not in kept:
-        kept[key] = _settled(model, layer, shape, size, batch, input_tensor)
+        try:
+            kept[key] = _settled(model, layer, shape, size, batch, input_tensor)
+        except ValueError as error:
+            kept[key] = str(error)
+    if isinstance(kept[key], str):
+        raise ValueError(kept[key])
     return kept[key]
 
 
