@@ -7,7 +7,7 @@ __all__ = ['picture_channels', 'named_grids', 'Layout', 'verify_layout']
 
 # %% ../../nbs/engine/layout.ipynb #8565e322
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import comb, prod
 
 import torch
@@ -120,6 +120,12 @@ def _measure(model, layer, inputs, candidates_of, like):
     candidates = [] if before is None else candidates_of(tuple(before.shape), size, batch)
     if not candidates:
         return [], [], 0
+    # Along one axis a cut into one patch more or less looks much the same: what the model's own convolution says holds.
+    if len(size) == 1 and any(one.is_named for one in candidates):
+        candidates = [one for one in candidates if one.is_named or not one.has_spare]
+    # Where no token is to spare, no reading is a token off, and a neighbour will do.
+    exactly = any(one.has_spare for one in candidates)
+    candidates = [replace(one, of_patches=exactly) for one in candidates]
     # On a grid that the model names, if it names one.
     grid = next((one.grid for one in candidates if one.is_named), candidates[0].grid)
     # Less than a patch, where patches are to be told apart; else enough for a convolution to notice.
@@ -160,7 +166,7 @@ def verify_layout(
     def given(shape, size, batch):
         laid = reshape_transform(torch.zeros(shape))
         of_patches = len(shape) != len(size) + 2
-        return [Reading("the transform that was passed", reshape_transform, tuple(laid.shape[2:]), of_patches)]
+        return [Reading("the transform that was passed", reshape_transform, tuple(laid.shape[2:]), of_patches, has_spare=of_patches)]
 
     tried = []
     for candidates_of in [given, all_of] if reshape_transform else [all_of]:

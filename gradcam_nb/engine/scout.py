@@ -136,8 +136,9 @@ class Scout(Keeper):
         shapes = {}
         for module, shape, _ in self.ran:
             shapes.setdefault(module, set()).add(shape)
-        # A module that runs at several sizes is a head on a pyramid: each of its calls sees one level of it.
-        ran = ((module, shape, which) for module, shape, which in reversed(self.ran) if len(shapes[module]) == 1)
+        # A module with weights that runs at several sizes is a head on a pyramid: each of its calls sees one level of it.
+        heads = {module for module, seen in shapes.items() if len(seen) > 1 and any(True for _ in module.parameters())}
+        ran = (call for call in reversed(self.ran) if call[0] not in heads)
         judged = ((*self.judge(module, shape), which - self.times[module]) for module, shape, which in ran)
         able = (self.at(layer, call) for layer, serves, call in judged if serves)
         if draws(output, len(self.laying.size)):

@@ -29,6 +29,7 @@ class Reading:
     grid: tuple[int, ...]  # places along each axis of the picture
     of_patches: bool  # each place is a token, and stands for one patch
     is_named: bool = False  # the model names the grid
+    has_spare: bool = False  # there are tokens without a place, and so readings that are a token off
 
 # %% ../../nbs/reshape/readings.ipynb #3bfcf0cc
 def _grids(tokens, size, known):
@@ -62,7 +63,14 @@ def _of_tokens(shape, size, known, turn, what, spared=inf):
             continue
         for name, order in _orders(shape[1], grid):
             transform = partial(token_order_reshape_transform, order=order)
-            yield Reading(f"{what} as {_times(grid)}, {name}", lambda t, transform=transform: transform(turn(t)), grid, True, grid in known)
+            yield Reading(
+                f"{what} as {_times(grid)}, {name}",
+                lambda t, transform=transform: transform(turn(t)),
+                grid,
+                True,
+                grid in known,
+                shape[1] > prod(grid),
+            )
 
 
 def without_channels(
@@ -122,5 +130,6 @@ def _likely_first(found, shape, size, batch):
     "The reading of `pick_reshape` in front, and no reading twice."
     likely, numbers = pick_reshape(shape, size, batch), torch.arange(prod(shape)).view(shape)
     wanted = likely and likely(numbers)
+    found = list({(one.grid, one.transform(numbers).numpy().tobytes()): one for one in reversed(found)}.values())[::-1]
     found.sort(key=lambda one: wanted is None or one.grid != tuple(wanted.shape[2:]) or not one.transform(numbers).equal(wanted))
     return found
