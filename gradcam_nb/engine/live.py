@@ -79,7 +79,7 @@ def _last_live(scout, layers, value, refused):
         group, asked = layers[asked : asked + more], asked + more
         gradients = gradients_of(one, scout, [layer.module for layer in group], keep_graph=True)
         for layer in group:
-            if layer.module not in refused and _is_live(layer, gradients[layer.module]):
+            if not {layer.module, layer.shape} & refused and _is_live(layer, gradients[layer.module]):
                 return layer, gradients[layer.module]
     return None
 
@@ -119,7 +119,7 @@ def _settled(model, input_tensor, find):
             if settle_layout(model, _place(layer)[0], layer.shape, input_tensor).reshape_transform is not without_channels:
                 return found
         except ValueError:
-            pass
+            refused.add(layer.shape)  # what lies behind the same mixing answers no better
         refused.add(layer.module)
 
 

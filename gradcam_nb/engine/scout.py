@@ -138,7 +138,8 @@ class Scout(Keeper):
             shapes.setdefault(module, set()).add(shape)
         # A module with weights that runs at several sizes is a head on a pyramid: each of its calls sees one level of it.
         heads = {module for module, seen in shapes.items() if len(seen) > 1 and any(True for _ in module.parameters())}
-        ran = (call for call in reversed(self.ran) if call[0] not in heads)
+        inside = {part for head in heads for part in head.modules()}
+        ran = (call for call in reversed(self.ran) if call[0] not in inside)
         judged = ((*self.judge(module, shape), which - self.times[module]) for module, shape, which in ran)
         able = (self.at(layer, call) for layer, serves, call in judged if serves)
         if draws(output, len(self.laying.size)):

@@ -10,8 +10,9 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
+from .caller import warn_caller
 from .inputs import input_size, one_or_all, pictures_in
-from .layout import Layout, named_grids, picture_channels, verify_layout
+from .layout import Layout, Unsure, named_grids, picture_channels, verify_layout
 from .visit import names_of
 from ..reshape.pick import as_it_is, pick_reshape, why_no_reshape
 from ..reshape.readings import Reading, readings
@@ -136,4 +137,8 @@ def _settled(model, layer, shape, size, batch, input_tensor):
         return Layout("channels first", as_it_is, shape[2:])
     if not found:
         raise ValueError(why_no_reshape(shape, size, batch))
-    return one_or_all(lambda inputs: verify_layout(model, layer, inputs, like=shape), input_tensor)
+    try:
+        return one_or_all(lambda inputs: verify_layout(model, layer, inputs, like=shape), input_tensor)
+    except Unsure as unsure:
+        warn_caller(f"how {name!r} lies on the picture is likely, not sure: {unsure}")
+        return unsure.layout
