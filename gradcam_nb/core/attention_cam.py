@@ -72,12 +72,13 @@ class AttentionCAM(BaseCAM):
 
     def run(self, input_tensor, targets=None) -> AttentionRun:
         "Run the model and keep what the map is made from."
-        batch, resolved = check_input(input_tensor), []
+        batch, resolved, rows = check_input(input_tensor), [], []
 
         def score(output):
             if not resolved:
                 resolved[:] = resolve_targets(targets, output, batch)
-            return total_score(resolved, output, rows_of(self.model, input_tensor, output, resolved))
+                rows[:] = [rows_of(self.model, input_tensor, output, resolved)]
+            return total_score(resolved, output, *rows)
 
         record = record_attention(
             self.model, input_tensor, score if self.uses_gradients else None, each_layer=self.each_layer, mean_tokens=self.mean_tokens
@@ -85,8 +86,8 @@ class AttentionCAM(BaseCAM):
         if targets is not None and not resolved:
             score(record.output)
         self.target_layers, self.outputs = list(dict.fromkeys(a.module for a in record.layers)), record.output
-        rows = rows_of(self.model, input_tensor, record.output, resolved)
-        return AttentionRun(record, resolved or [None] * batch, input_size(input_tensor), rows)
+        rows = rows or [rows_of(self.model, input_tensor, record.output)]
+        return AttentionRun(record, resolved or [None] * batch, input_size(input_tensor), *rows)
 
     def draw(self, run: AttentionRun, *, eigen_smooth: bool = False, fusion: str = "mean", threshold: float = 0.0) -> Tensor:
         "The heat maps of a run; `fusion` has no effect, for it is one map."
