@@ -16,6 +16,7 @@ from torch import nn
 from ..engine.as_found import afresh
 from ..engine.caller import warn_caller
 from ..engine.inputs import call_model, cut, pictures_in, ways_to_cut
+from ..engine.record import plain_mode
 from ..engine.visit import evaluating
 from ..targets.rows import Rows, picture_axis
 
@@ -30,7 +31,7 @@ def other_answers(
     for rows in [[0], [*range(1, batch), 0]] if batch > 1 else [[0, 0]]:
         for whole in ways_to_cut(inputs):
             try:
-                with torch.inference_mode(False), torch.no_grad(), evaluating(model):
+                with plain_mode(), evaluating(model):
                     afresh(model)
                     answer = call_model(model, cut(inputs, rows, whole))
             except torch.OutOfMemoryError:
