@@ -51,9 +51,10 @@ class AttentionCAM(BaseCAM):
         reshape_transform=None,  # tokens `B × N × 1` -> `B × 1 × spatial`; left out: found from the number of tokens
         *,
         batch_size: int = 32,  # pictures a pass
+        places=None,  # as for all methods
         read_out: str | None = None,  # "class": the first token's view; "mean": all patches'; left out: "class" where there is such a token
     ):
-        super().__init__(model, target_layers, reshape_transform, batch_size=batch_size)
+        super().__init__(model, target_layers, reshape_transform, batch_size=batch_size, places=places)
         if read_out not in (None, "class", "mean"):
             raise ValueError(f"read_out: got {read_out!r}; pass 'class' or 'mean', or leave it out")
         self.read_out = read_out

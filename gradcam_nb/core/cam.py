@@ -17,6 +17,7 @@ from .rows import rows_of, shared_inputs
 from .run import Call, Run, warn_if_blank
 from ..engine.inputs import check_input, first_tensor, input_size, viewed
 from ..engine.live import record_at
+from ..engine.placed import Placed, check_places
 from ..engine.record import Record
 from ..engine.visit import find_layer, unwrap
 from ..smoothing.augment import mirrored_and_scaled
@@ -71,9 +72,10 @@ class BaseCAM:
         self,
         model: nn.Module,
         target_layers=None,  # a module, a name, a number that counts the model's children, or a list of them; left out: the last live layer
-        reshape_transform=None,  # a layer's output -> `B × C × spatial`; left out: found from the shapes
+        reshape_transform=None,  # a layer's output -> `B × C × spatial`; left out: found
         *,
         batch_size: int = 32,  # pictures a pass, for methods that run the model many times
+        places=None,  # which axes of the input are the picture, such as `(1,)` for `B × T × F`; left out: those behind the channels
     ):
         self.model = unwrap(model)
         if isinstance(target_layers, (str, int, nn.Module)) and not isinstance(target_layers, (nn.ModuleList, nn.ParameterList)):
@@ -82,6 +84,8 @@ class BaseCAM:
         if self.target_layers == []:
             raise ValueError("target_layers: got an empty list; pass a layer, or leave it out")
         self.reshape_transform, self.batch_size, self.outputs = reshape_transform, batch_size, None
+        if places is not None:
+            self.model = Placed(self.model, places)
 
     def __call__(
         self,
@@ -95,6 +99,7 @@ class BaseCAM:
     ) -> Tensor:  # heat maps, `B × spatial` of the input, float32, in [0, 1], on the input's device
         "The heat map of each picture."
         how = dict(eigen_smooth=eigen_smooth, fusion=fusion, threshold=threshold)
+        input_tensor = self.canonical(input_tensor)
         run = self.run(input_tensor, targets)
         outputs, heat = self.outputs, self.draw(run, **how)
         if not aug_smooth:
@@ -116,7 +121,15 @@ class BaseCAM:
         "The heat maps of several targets from one forward pass."
         if not self.uses_targets:
             raise ValueError(f"targets: {type(self).__name__} shows the same map for every target; call it once")
-        return torch.stack([self.draw(run, **how) for run in self.run(input_tensor, *targets).each()], 1)
+        return torch.stack([self.draw(run, **how) for run in self.run(self.canonical(input_tensor), *targets).each()], 1)
+
+    def canonical(self, input_tensor):
+        "The input as `run` takes it, `B × C × spatial`. `ValueError` where the model says that its places are elsewhere."
+        if isinstance(self.model, Placed):
+            return self.model.canonical(input_tensor)
+        if first_tensor(input_tensor) is not None:
+            check_places(self.model, input_tensor)
+        return input_tensor
 
     def get_cam_weights(
         self,

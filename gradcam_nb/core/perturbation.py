@@ -81,8 +81,9 @@ class PerturbationCAM(BaseCAM):
         *,
         batch_size: int | None = None,  # rows a pass; left out: as many as are useful and fit into a quarter of the free memory
         progress: bool = True,  # a bar, and a word beforehand where it takes more than ten seconds
+        places=None,  # as for all methods
     ):
-        super().__init__(model, target_layers, reshape_transform, batch_size=batch_size)
+        super().__init__(model, target_layers, reshape_transform, batch_size=batch_size, places=places)
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size: got {batch_size}; pass 1 or more")
         self.progress, self.seconds, self.fits, self._row = progress, 0.0, batch_size is None, (None, 0)
@@ -150,7 +151,7 @@ class PerturbationCAM(BaseCAM):
         **how,  # `eigen_smooth`, `fusion`, `threshold`: as in a call
     ) -> Tensor:  # heat maps, `B × K × spatial`
         "The heat maps of several targets from the same passes."
-        run = self.run(input_tensor, *targets)
+        run = self.run(self.canonical(input_tensor), *targets)
         return self.get_heats(run, run.asked, **how).transpose(0, 1)
 
     def get_heats(

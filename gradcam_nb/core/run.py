@@ -7,7 +7,7 @@ __all__ = ['plain_numbers', 'Call', 'Run', 'warn_if_blank']
 
 # %% ../../nbs/core/run.ipynb #03
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from .blank import is_blank, warn_blank
+from ..engine.caller import warn_caller
 from ..engine.inputs import first_tensor
 from ..engine.live import suggest_layer
 from ..engine.record import Record
+from ..engine.settle import settle_layout
 from ..reshape.fpn import fpn_reshape_transform, is_pyramid
-from ..reshape.pick import as_it_is, pick_reshape, why_no_reshape
 from ..targets.resolve import first_score
 
 # %% ../../nbs/core/run.ipynb #05
@@ -47,6 +48,7 @@ class Run:
     size: tuple[int, ...]  # the input's spatial size
     reshape_transform: Any = None
     rows: Any = None  # what of an output belongs to which picture: a `Rows`
+    said: set = field(default_factory=set)  # doubts that were warned about
 
     @property
     def targets(self) -> list:
@@ -78,15 +80,15 @@ class Run:
             laid = fpn_reshape_transform(output)
         else:
             output = first_tensor(output)
-            shape = () if output is None else tuple(output.shape)
-            transform = pick_reshape(shape, self.size, self.batch) or (
-                as_it_is if len(shape) == len(self.size) + 2 and shape[0] == self.batch else None
-            )
-            if transform is None:
-                raise ValueError(
-                    f"target_layers: {self.name(layer)!r} does not serve: {why_no_reshape(shape, self.size, self.batch)}; {self.advice()}"
-                )
-            laid = transform(output)
+            try:
+                shape = () if output is None else output.shape
+                layout = settle_layout(self.record.model, layer, shape, self.record.input_tensor, self.batch)
+            except ValueError as error:
+                raise ValueError(f"target_layers: {self.name(layer)!r} does not serve: {error}; {self.advice()}") from error
+            if layout.doubt and layer not in self.said:
+                self.said.add(layer)
+                warn_caller(f"how {self.name(layer)!r} lies on the picture is likely, not sure: {layout.doubt}")
+            laid = layout.reshape_transform(output)
         if not isinstance(laid, Tensor) or laid.ndim < 3 or laid.shape[0] != self.batch:
             shape = tuple(laid.shape) if isinstance(laid, Tensor) else type(laid).__name__
             raise ValueError(

@@ -97,7 +97,7 @@ def list_layers(
         # Hooks, as in `record`: some models call a module's `forward` and not the module, and then nothing is recorded.
         with torch.no_grad(), evaluating(model), hooking(names, note), run:
             call_model(model, inputs)
-        return [laying(module, names[module], shape) for module, shape in seen.items() if module is not model]
+        return [laying(module, names[module], shape) for module, shape in seen.items() if names[module]]
 
     return one_or_all(lambda inputs: run_whole(lambda run: layers_of(run, inputs)), input_tensor)
 

@@ -21,8 +21,10 @@ from .keeper import gradients_of
 from .layers import Layer
 from .record import OneCall, Record, detached, no_inference, plain_mode, record, scored
 from .scout import CallOf, Scout
+from .settle import settle_layout
 from .visit import evaluating, unwrap
 from .whole import run_whole
+from ..reshape.readings import without_channels
 
 # %% ../../nbs/engine/live.ipynb #d265f6c2
 def _top_score(output, batch):
@@ -70,30 +72,30 @@ def _scouted(model, inputs, score, wanted=None):
     return found
 
 
-def _last_live(scout, layers, value):
+def _last_live(scout, layers, value, refused):
     "The last live one of some layers, given from the last one back, and its gradients; or None."
     one, asked = value if value.ndim == 0 else value[0], 0
     for more in (1, 2, 2, 4, len(layers)):
         group, asked = layers[asked : asked + more], asked + more
         gradients = gradients_of(one, scout, [layer.module for layer in group], keep_graph=True)
         for layer in group:
-            if _is_live(layer, gradients[layer.module]):
+            if not {layer.module, layer.shape} & refused and _is_live(layer, gradients[layer.module]):
                 return layer, gradients[layer.module]
     return None
 
 
-def _find(model, inputs, score):
+def _find(model, inputs, score, refused):
     "The last live layer, its gradients, and the scout that kept it, its output and the score."
     scout, output, value = _scouted(model, inputs, score)
     able = list(takewhile(lambda layer: layer.module in scout.kept, scout.able(output)))
-    found, seen = _last_live(scout, able, value), len(able)
+    found, seen = _last_live(scout, able, value, refused), len(able)
     if found is None:
         able = list(scout.able(output))
         scout = output = value = None  # free what is kept before keeping more
     while found is None and seen < len(able):
         window, seen = able[seen : seen + 12], seen + 12
         scout, output, value = _scouted(model, inputs, score, {layer.module for layer in window})
-        found = _last_live(scout, window, value)
+        found = _last_live(scout, window, value, refused)
     if found is None:
         raise ValueError(
             f"target_layers: no layer of {type(model).__name__} has places on the picture and a gradient; "
@@ -107,12 +109,31 @@ def _place(layer):
     return (layer.module.module, layer.module.call) if isinstance(layer.module, CallOf) else (layer.module, None)
 
 
+def _settled(model, input_tensor, find):
+    "What `find` finds, if the layer lies on the picture in a way that agrees with the model; else what it finds without that layer."
+    refused = set()
+    while True:
+        layer, found = find(refused)
+        try:
+            # A layer without channels is the answer itself, or close to it.
+            if settle_layout(model, _place(layer)[0], layer.shape, input_tensor).reshape_transform is not without_channels:
+                return found
+        except ValueError:
+            refused.add(layer.shape)  # what lies behind the same mixing answers no better
+        refused.add(layer.module)
+
+
 def _searched(model, input_tensor, score):
     "The last live layer."
     model = unwrap(model)
-    with plain_mode(), evaluating(model):
-        inputs = no_inference(input_tensor)
-        return run_whole(lambda run: _find(model, inputs, score)[0])
+
+    def find(refused):
+        with plain_mode(), evaluating(model):
+            inputs = no_inference(input_tensor)
+            layer = run_whole(lambda run: _find(model, inputs, score, refused)[0])
+        return layer, layer
+
+    return _settled(model, input_tensor, find)
 
 
 def record_live(
@@ -122,21 +143,24 @@ def record_live(
 ) -> Record:  # of one layer; without a score no gradients
     "Run the model once, and keep the last layer that has places and a gradient."
     model = unwrap(model)
-    with plain_mode(), evaluating(model):
-        inputs = no_inference(input_tensor)
 
-        def attempt(run):
-            layer, gradients, scout, output, value = _find(model, inputs, score)
-            key, (module, call) = layer.module, _place(layer)
-            if not scout.is_as_given(module):
-                return record_at(model, OneCall([module], call), inputs, score)
-            if value.ndim:
-                gradients = gradients_of(value, scout, [key])[key]
-            kept = tree_map_only(Tensor, lambda t: t.detach().clone(), scout.kept[key])
-            gradients = {module: gradients} if score else {}
-            return Record(model, inputs, detached(output), {module: kept}, gradients, scout.overwritten() & {module}, call=call)
+    def find(refused):
+        with plain_mode(), evaluating(model):
+            inputs = no_inference(input_tensor)
+            return run_whole(lambda run: found(inputs, refused))
 
-        return run_whole(attempt)
+    def found(inputs, refused):
+        layer, gradients, scout, output, value = _find(model, inputs, score, refused)
+        key, (module, call) = layer.module, _place(layer)
+        if not scout.is_as_given(module):
+            return layer, record_at(model, OneCall([module], call), inputs, score)
+        if value.ndim:
+            gradients = gradients_of(value, scout, [key])[key]
+        kept = tree_map_only(Tensor, lambda t: t.detach().clone(), scout.kept[key])
+        gradients = {module: gradients} if score else {}
+        return layer, Record(model, inputs, detached(output), {module: kept}, gradients, scout.overwritten() & {module}, call=call)
+
+    return _settled(model, input_tensor, find)
 
 
 def record_at(

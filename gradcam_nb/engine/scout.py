@@ -76,7 +76,7 @@ class Scout(Keeper):
 
     def run(self, run: WholeRun | None = None) -> Any:
         "What the model answers; inside `evaluating`."
-        speaking = [module for module in self.names if not isinstance(module, SILENT) and module is not self.model]
+        speaking = [module for module in self.names if not isinstance(module, SILENT) and self.names[module]]
         with hooking(speaking, self), run or WholeRun():
             output = call_model(self.model, self.inputs)
         for module in [module for module in self.kept if self.times[module] > 1]:

@@ -97,8 +97,8 @@ class FullGrad(BaseCAM):
     kind = "input gradient"
     paper, cost = "Srinivas and Fleuret, 2019, arXiv 1905.00780", "1 forward, 1 backward to the input"
 
-    def __init__(self, model: nn.Module, target_layers=None, reshape_transform=None, *, batch_size: int = 32):
-        super().__init__(model, batch_size=batch_size)
+    def __init__(self, model: nn.Module, target_layers=None, reshape_transform=None, *, batch_size: int = 32, places=None):
+        super().__init__(model, batch_size=batch_size, places=places)
         self.biased = None
 
     def run(self, input_tensor, *asked) -> Run:

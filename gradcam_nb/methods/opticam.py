@@ -62,9 +62,10 @@ class OptiCAM(PerturbationCAM):
         lr: float = 0.1,  # Adam's step
         objective: str = "mask",  # "mask": the highest score; "difference": the score of the whole picture
         batch_size: int = 1,  # pictures at once; more are quicker on a GPU, but their rounding differs, and the descent feels it
+        places=None,  # as for all methods
         progress: bool = True,  # a bar, and a word beforehand where it takes more than ten seconds
     ):
-        super().__init__(model, target_layers, reshape_transform, batch_size=batch_size, progress=progress)
+        super().__init__(model, target_layers, reshape_transform, batch_size=batch_size, progress=progress, places=places)
         if iterations < 0:
             raise ValueError(f"iterations: got {iterations}; pass 0 or more")
         if objective not in ("mask", "difference"):

@@ -83,11 +83,12 @@ class RISE(PerturbationCAM):
         centred: bool = False,  # show what raises the score above its mean, not the whole range of the map
         seed: int = 0,  # of the masks; each picture of a batch sees the same
         batch_size: int | None = None,  # rows a pass; left out: what fits
+        places=None,  # as for all methods
         progress: bool = True,  # a bar, and a word beforehand where it takes more than ten seconds
     ):
         if callable(model) and not isinstance(model, nn.Module):
             model = _BlackBox(model)
-        super().__init__(model, batch_size=batch_size, progress=progress)
+        super().__init__(model, batch_size=batch_size, progress=progress, places=places)
         if n_masks < 1 or cells < 1:
             raise ValueError(f"n_masks, cells: got {n_masks} and {cells}; pass 1 or more")
         if not 0 < keep < 1:
