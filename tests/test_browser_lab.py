@@ -132,8 +132,14 @@ class Shown:
             if there.shape == picture.shape and np.abs(there - picture).mean() < 1:
                 return time.monotonic() - begun
             if time.monotonic() - begun > seconds:
-                pytest.fail(f"picture {i} is not the expected one after {seconds} s; the panel says: {self.said()}")
+                pytest.fail(f"picture {i} is not the expected one after {seconds} s; said: {self.said()}; shown: {self.state()}")
             time.sleep(0.02)
+
+    def state(self):
+        """The titles, what the lists have chosen, and the sliders' numbers."""
+        lists = self.root.locator(".gradcam-nb select").evaluate_all("all => all.map(e => [...e.selectedOptions].map(o => o.value))")
+        titles = self.root.locator(".gradcam-nb img").evaluate_all("all => all.map(one => one.alt)")
+        return titles[:3], lists, self.root.locator(".widget-readout").all_inner_texts()
 
     def said(self):
         return self.root.locator("[role=alert]").all_inner_texts()
@@ -388,8 +394,10 @@ def test_screens(shown, expected, session):
     shown.choose("Method", "LayerCAM")
     shown.layer(session.suggested)
     shown.root.get_by_label("Colours").select_option("turbo")
-    shown.slider("Threshold").focus()
-    page.keyboard.press("Home")
+    until = time.monotonic() + 20
+    while shown_threshold(shown) > 0 and time.monotonic() < until:
+        shown.slider("Threshold").press("Home")  # while the page lays itself out anew, it may take the focus away
+        time.sleep(0.2)
     shown.until(expected(method="LayerCAM"))
     shown.root.get_by_role("tab", name="Compare").click()
     shown.root.get_by_role("button", name="Compare").click()

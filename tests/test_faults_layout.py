@@ -1,4 +1,4 @@
-"""How a layer lies on the picture is never guessed in silence: right, or an error; each beside others of its kind."""
+"""How a layer lies on the picture is never guessed in silence: right, or said to be a guess; each beside others of its kind."""
 
 import re
 
@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from gradcam_nb import RISE, GradCAM, HiResCAM, LayerCAM
+from gradcam_nb import RISE, GradCAM, HiResCAM, LayerCAM, list_layers
 from gradcam_nb.engine.record import record
 from gradcam_nb.engine.settle import settle_layout
 
@@ -216,6 +216,96 @@ def test_volumes_with_patches_that_are_no_cubes(size, patch):
     model, x = Volume(patch).eval(), torch.randn(1, 1, *size)
     truth = product_by_hand(model, "norm", x, lambda output: output[0, 1])[0].sum(-1).view([n // p for n, p in zip(size, patch)])
     torch.testing.assert_close(layer_map(model, "norm", x), truth, rtol=1e-4, atol=1e-6)
+
+
+# Films and slabs.
+
+
+class Slab(nn.Module):
+    "Modalities × slices × rows × columns."
+
+    def __init__(self, channels):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.head = nn.Conv3d(channels, 8, (1, 3, 3), (1, 2, 2), (0, 1, 1)), nn.Linear(8, 2)
+
+    def forward(self, x):
+        return self.head(self.conv(x).relu().mean((2, 3, 4)))
+
+
+@pytest.mark.parametrize("channels, slices", [(4, 3), (2, 1), (6, 3), (4, 5), (1, 3), (3, 3), (8, 3)])
+def test_slabs_of_few_slices(channels, slices):
+    model, x = Slab(channels).eval(), torch.randn(2, channels, slices, 32, 24)
+    truth = product_by_hand(model, "conv", x, lambda output: output[:, 1].sum()).sum(1)
+    for method in (HiResCAM, GradCAM, LayerCAM):
+        assert method(model, "conv")(x, 1).shape == (2, slices, 32, 24)
+    torch.testing.assert_close(layer_map(model, "conv", x), truth[0], rtol=1e-4, atol=1e-6)
+    (layer,) = [layer for layer in list_layers(model, x) if layer.name == "conv"]
+    assert layer.grid == (slices, 16, 12)
+    assert RISE(model, n_masks=8, progress=False)(x, 1).shape == (2, slices, 32, 24)
+
+
+class PerFrame(nn.Module):
+    "Frames × channels × rows × columns."
+
+    def __init__(self, channels):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.head = nn.Conv2d(channels, 8, 3, 2, 1), nn.Linear(8, 3)
+
+    def forward(self, x):
+        frames = self.conv(x.flatten(0, 1)).relu().mean((2, 3)).unflatten(0, x.shape[:2])
+        return self.head(frames * torch.arange(x.shape[1])[:, None]).mean(1)
+
+
+@pytest.mark.parametrize("channels, frames", [(3, 6), (10, 6), (4, 3), (1, 5), (6, 7)])
+def test_films_of_any_number_of_channels(channels, frames):
+    model, x = PerFrame(channels).eval(), torch.randn(2, frames, channels, 32, 24)
+    heat = HiResCAM(model, "conv", lambda t: t.unflatten(0, (2, frames)).movedim(2, 1))(x, 1)
+    assert heat.shape == (2, frames, 32, 24) and not heat[:, 0].any()  # the first frame counts nothing
+    told = HiResCAM(model, "conv", lambda t: t.unflatten(0, (2, frames)).movedim(2, 1), places=(1, 3, 4))(x, 1)
+    assert torch.equal(heat, told)
+    masks = RISE(model, n_masks=64, progress=False)(x, 1)
+    assert masks.shape == heat.shape
+
+
+class Tubes(nn.Module):
+    "A film cut into tubes, with a token more behind them."
+
+    def __init__(self, tube):
+        super().__init__()
+        torch.manual_seed(0)
+        self.cut, self.extra = nn.Conv3d(3, 16, tube, tube), nn.Parameter(torch.randn(1, 1, 16))
+        self.norm, self.head = nn.LayerNorm(16), nn.Linear(16, 2)
+
+    def forward(self, x):
+        tokens = self.cut(x.transpose(1, 2)).flatten(2).mT
+        return self.head(self.norm(torch.cat([tokens, self.extra.expand(len(x), -1, -1)], 1)).mean(1))
+
+
+@pytest.mark.parametrize("tube, size", [((2, 8, 8), (8, 32, 32)), ((1, 8, 8), (4, 32, 24)), ((4, 16, 8), (16, 64, 32))])
+def test_films_cut_into_tubes(tube, size):
+    model, x = Tubes(tube).eval(), torch.randn(1, size[0], 3, *size[1:])
+    by_hand = product_by_hand(model, "norm", x, lambda output: output[0, 1])[0].sum(-1)
+    truth = by_hand[:-1].view([n // p for n, p in zip(size, tube)])
+    torch.testing.assert_close(layer_map(model, "norm", x), truth, rtol=1e-4, atol=1e-6)
+
+
+class NoConvolution(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.each, self.head = nn.Linear(16, 8), nn.Linear(8, 2)
+
+    def forward(self, x):
+        return self.head(self.each(x).relu().mean((1, 2, 3)))
+
+
+def test_film_or_slab_is_asked_where_nothing_tells():
+    model, x = NoConvolution(), torch.randn(1, 4, 3, 16, 16)
+    with pytest.raises(ValueError, match=r"places=\(1, 3, 4\) or places=\(2, 3, 4\)"):
+        GradCAM(model)(x, 1)
+    for places, size in (((1, 3, 4), (4, 16, 16)), ((2, 3, 4), (3, 16, 16))):
+        assert RISE(model, n_masks=8, progress=False, places=places)(x, 1).shape == (1, *size)
 
 
 # Answers and prompts are no places.

@@ -71,4 +71,4 @@ class OwnRun:
             raise ValueError("scores: they do not depend on the layer; pass scores made from the model's last answer")
         activations, gradients = ({layer: [value.detach()] for layer, value in zip(self.layers, found)} for found in (outputs, gradients))
         r = Record(model, given, scores.detach(), activations, gradients)
-        return Run(r, self.layers, [targets], input_size(given))
+        return Run(r, self.layers, [targets], input_size(given, model))

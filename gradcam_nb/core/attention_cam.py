@@ -88,7 +88,7 @@ class AttentionCAM(BaseCAM):
             score(record.output)
         self.target_layers, self.outputs = list(dict.fromkeys(a.module for a in record.layers)), record.output
         rows = rows or [rows_of(self.model, input_tensor, record.output)]
-        return AttentionRun(record, resolved or [None] * batch, input_size(input_tensor), *rows)
+        return AttentionRun(record, resolved or [None] * batch, input_size(input_tensor, self.model), *rows)
 
     def draw(self, run: AttentionRun, *, eigen_smooth: bool = False, fusion: str = "mean", threshold: float = 0.0) -> Tensor:
         "The heat maps of a run; `fusion` has no effect, for it is one map."

@@ -167,7 +167,7 @@ class BaseCAM:
         *asked,  # what a call takes as `targets`; or several such questions, each one asked of every picture
     ) -> Run:
         "Run the model once and keep what the map is made from."
-        batch, size, asked, resolved = check_input(input_tensor), input_size(input_tensor), asked or (None,), []
+        batch, size, asked, resolved = check_input(input_tensor), input_size(input_tensor, self.model), asked or (None,), []
         rows = []
 
         def score(output):

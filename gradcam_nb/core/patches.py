@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten
 
 from .heatmap import resize
-from ..engine.inputs import cut, places, ways_to_cut
+from ..engine.inputs import channels_axis, cut, ways_to_cut
 from ..smoothing.numbers import back_to, fractions
 
 # %% ../../nbs/core/patches.ipynb #09
@@ -52,9 +52,10 @@ class Patches:
         "A picture at a scale."
 
         def one(t):
-            if not t.ndim or places(t) != self.size:
+            axis = channels_axis(t, self.size)
+            if axis is None:
                 return t
-            if tuple(t.shape[2:]) != self.size:
+            if axis == 2:
                 raise ValueError("input_tensor: films, whose frames stand before their channels, are not enlarged; pass B × C × spatial")
             if scaled == self.size:
                 return t.detach()
@@ -76,7 +77,7 @@ class Patches:
         scaled, index = self.where[i]
         if self.kept[0] != (picture, scaled):
             self.kept = (picture, scaled), self.enlarged(picture, scaled)
-        return tree_map_only(Tensor, lambda t: t[index] if t.ndim > 2 and places(t) == scaled else t, self.kept[1])
+        return tree_map_only(Tensor, lambda t: t[index] if channels_axis(t, scaled) == 1 else t, self.kept[1])
 
     def __call__(self, rows):
         "What the model is given for some pairs (picture, patch)."

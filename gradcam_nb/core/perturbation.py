@@ -19,7 +19,7 @@ from .rows import shared_inputs
 from .run import Call, Run, warn_if_blank
 from ..engine.batches import batch_that_fits, bytes_of, in_batches, rows_apart
 from ..engine.fast_copy import Quick
-from ..engine.inputs import cut, first_tensor, places
+from ..engine.inputs import channels_axis, cut, first_tensor
 from ..engine.layers import list_layers
 from ..smoothing.numbers import back_to, fractions
 from ..targets.resolve import each_score
@@ -42,10 +42,8 @@ def masked(
     "Rows of the input, each under its mask; what has no places is only repeated, and what all share stays."
 
     def rows(t):
-        if places(t) != tuple(masks.shape[1:]):
-            return t
-        # A film's frames stand before its channels.
-        return covered(t, masks[:, None] if tuple(t.shape[2:]) == places(t) else masks[:, :, None])
+        axis = channels_axis(t, masks.shape[1:])
+        return t if axis is None else covered(t, masks.unsqueeze(axis))
 
     if isinstance(inputs, list):
         return [covered(inputs[picture].clone(), mask) for picture, mask in zip(pictures, masks)]

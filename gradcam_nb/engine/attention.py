@@ -87,7 +87,7 @@ def record_attention(
             afresh(model)
         with intercepting(model, watch.visit), run, watch:
             output = call_model(model, inputs)
-        layers = watch.layers(batch, Laying(input_tensor).words)
+        layers = watch.layers(batch, Laying(model, input_tensor).words)
         if score is not None:
             run.check()
             value = scored(score, output)

@@ -45,6 +45,7 @@ def changed(
     places: Tensor,  # one for each picture, in shares of its sides
     side: tuple[int, ...],  # of the spot, in pixels
     rng: torch.Generator,
+    channels: int = 1,  # the axis of the channels; of a film 2
 ):  # the same structure
     "The input, with noise at another place of each picture."
     if isinstance(inputs, list):
@@ -52,6 +53,9 @@ def changed(
     picture = picture_tensor(inputs)
 
     def change(t):
-        return torch.stack([_disturbed(one, place, side, rng) for one, place in zip(t, places)]) if t is picture else t
+        if t is not picture:
+            return t
+        turned = t.movedim(channels, 1)
+        return torch.stack([_disturbed(one, place, side, rng) for one, place in zip(turned, places)]).movedim(1, channels)
 
     return tree_map_only(Tensor, change, inputs)

@@ -55,9 +55,10 @@ class Laying:
 
     def __init__(
         self,
-        inputs,  # what the model was given
+        model: nn.Module,
+        inputs,  # what it was given
     ):
-        self.size, self.batch, self.is_list = input_size(inputs), pictures_in(inputs), isinstance(inputs, list)
+        self.size, self.batch, self.is_list = input_size(inputs, model), pictures_in(inputs), isinstance(inputs, list)
         texts = [t for t in tree_leaves(inputs) if isinstance(t, Tensor) and t.ndim == 2 and not t.is_floating_point()]
         self.words = {text.shape[1] for text in texts}
 
@@ -87,7 +88,7 @@ def list_layers(
     names = names_of(model)
 
     def layers_of(run, inputs):
-        laying, seen = Laying(inputs), {}
+        laying, seen = Laying(model, inputs), {}
 
         def note(module, args, output):
             first = first_tensor(output)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .disturb import changed, spread
-from .inputs import first_tensor, input_size, picture_tensor, pictures_in
+from .inputs import channels_axis, first_tensor, input_size, picture_tensor, pictures_in
 from .record import record
 from .visit import find_layer, unwrap
 from ..reshape.readings import Reading, readings, without_channels
@@ -39,10 +39,14 @@ def _answers(
 
 # %% ../../nbs/engine/layout.ipynb #0a11f6c3
 def picture_channels(
-    inputs,  # what a model is given
+    model: nn.Module,
+    inputs,  # what it is given
 ) -> int:
     "The number of channels of a picture."
-    return len(inputs[0]) if isinstance(inputs, list) else picture_tensor(inputs).shape[1]
+    if isinstance(inputs, list):
+        return len(inputs[0])
+    picture = picture_tensor(inputs)
+    return picture.shape[channels_axis(picture, input_size(inputs, model)) or 1]
 
 
 def named_grids(
@@ -50,8 +54,8 @@ def named_grids(
     inputs,  # what it is given
 ) -> list[tuple[int, ...]]:
     "The grids of the convolutions that may look at the picture itself."
-    channels = picture_channels(inputs)
-    size, found = input_size(inputs), []
+    channels = picture_channels(model, inputs)
+    size, found = input_size(inputs, model), []
     for module in model.modules():
         if getattr(module, "in_channels", None) != channels or len(getattr(module, "kernel_size", ())) != len(size):
             continue
@@ -117,7 +121,8 @@ def _given(model, layer, inputs, like):
 
 def _measure(model, layer, inputs, candidates_of, like):
     "The readings, their shares, the number of places: changed until one reading agrees clearly, or `_MOST` were."
-    size, batch, rng = input_size(inputs), pictures_in(inputs), torch.Generator().manual_seed(0)
+    size, batch, rng = input_size(inputs, model), pictures_in(inputs), torch.Generator().manual_seed(0)
+    axis = 1 if isinstance(inputs, list) else channels_axis(picture_tensor(inputs), size) or 1
     before = _given(model, layer, inputs, like)
     candidates = [] if before is None else candidates_of(tuple(before.shape), size, batch)
     if not candidates:
@@ -137,7 +142,7 @@ def _measure(model, layer, inputs, candidates_of, like):
     places, changes, depends = torch.empty(0, len(size)), [[] for _ in candidates], False
     while True:
         some = spread(len(places), batch, grid)
-        after = _given(model, layer, changed(inputs, some, side, rng), like)
+        after = _given(model, layer, changed(inputs, some, side, rng, axis), like)
         for one, change in zip(candidates, changes):
             change.append(one.transform(after).float() - one.transform(before).float())
         places, depends = torch.cat([places, some]), depends or not after.equal(before)

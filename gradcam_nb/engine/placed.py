@@ -11,11 +11,13 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from .inputs import call_model, picture_tensor
+from .inputs import call_model, channels_taken, is_film, picture_tensor
 
 # %% ../../nbs/engine/placed.ipynb #2da36b9b
 class Placed(nn.Module):
     "A model whose input has its places on other axes: this one takes `B × C × spatial`. Its layers keep their names."
+
+    channels_first = True
 
     def __init__(
         self,
@@ -80,25 +82,35 @@ def _with_picture(inputs, change):
     return tree_map_only(Tensor, lambda t: change(t) if t is picture else t, inputs)
 
 # %% ../../nbs/engine/placed.ipynb #f31d6bdc
+def _check_frames(model, t):
+    taken = channels_taken(model, 3) or channels_taken(model, 2)
+    if is_film(t) and not {t.shape[1], t.shape[2]} & set(taken):
+        raise ValueError(
+            f"input_tensor: {tuple(t.shape)} may be {t.shape[1]} frames of {t.shape[2]} channels, or {t.shape[1]} channels of {t.shape[2]}"
+            " slices, and the model's layers do not tell; pass places=(1, 3, 4) or places=(2, 3, 4), the axes of the picture;"
+            " help: How sure is the layout?"
+        )
+
+
 def check_places(
     model: nn.Module,
     inputs,  # what it is given; read as `B × C × spatial`
 ):
-    "`ValueError` where the model's layers take as many channels as the last axis has, and not as many as the second has."
+    "`ValueError` where the model's layers take as many channels as the last axis has and not as the second has, or do not tell a film."
     t = inputs[0][None] if isinstance(inputs, list) else picture_tensor(inputs)
+    if t is not None and t.ndim == 5 and not isinstance(inputs, list):
+        _check_frames(model, t)
     if t is None or t.ndim not in (3, 4) or t.shape[1] == t.shape[-1]:
         return
-    convs, features = {}, set()
-    for module in model.modules():
-        if isinstance(kernel := getattr(module, "kernel_size", None), tuple) and hasattr(module, "in_channels"):
-            convs.setdefault(len(kernel), set()).add(module.in_channels)
-        features |= {n for name in ("in_features", "input_size") if isinstance(n := getattr(module, name, None), int)}
-    dimensions = t.ndim - 2
-    takes = convs.get(dimensions) or (features if not convs and dimensions == 1 else set())
+    convs = {dimensions: channels_taken(model, dimensions) for dimensions in (1, 2, 3)}
+    takes = convs[t.ndim - 2]
+    if t.ndim == 3 and not any(convs.values()):
+        sizes = [getattr(module, name, None) for module in model.modules() for name in ("in_features", "input_size")]
+        takes = [n for n in sizes if isinstance(n, int)]
     if t.shape[1] not in takes and t.shape[-1] in takes:
         places = tuple(range(1, t.ndim - 1))
         instead = f"the model's layers take {t.shape[-1]}, the length of the last axis"
-    elif t.ndim == 3 and not convs.get(1) and 1 in convs.get(2, ()):
+    elif t.ndim == 3 and not convs[1] and 1 in convs[2]:
         places, instead = (1, 2), "the model's first layers take pictures of one channel"
     else:
         return

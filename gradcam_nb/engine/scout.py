@@ -67,7 +67,7 @@ class Scout(Keeper):
         super().__init__([], with_gradient=True)
         self.model, self.inputs = model, inputs
         self.wanted = None if wanted is None else {one.module if isinstance(one, CallOf) else one for one in wanted}
-        self.names, self.laying = names_of(model), Laying(inputs)
+        self.names, self.laying = names_of(model), Laying(model, inputs)
         self.inside, self.block = _weights_inside(model)
         self.ahead = self.inside[model] - {model}  # modules with weights that have yet to run
         self.ran, self.times = [], {}  # (module, shape of the first tensor that it gave, which of its calls); module -> its calls so far

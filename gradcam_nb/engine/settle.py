@@ -109,7 +109,7 @@ def settle_layout(
 
     Where nothing agrees clearly it is the reading that the shape makes likely, with a `doubt`. `ValueError` where it makes none likely.
     """
-    size, batch, shape = input_size(input_tensor), pictures_in(input_tensor) if batch is None else batch, tuple(shape)
+    size, batch, shape = input_size(input_tensor, model), pictures_in(input_tensor) if batch is None else batch, tuple(shape)
     axis = 0 if shape[:1] == (batch,) else 1
     key = (axis, shape[:axis], shape[axis + 1 :], size)
     kept = _SETTLED.setdefault(model, WeakKeyDictionary()).setdefault(layer, {})
@@ -126,7 +126,7 @@ def settle_layout(
 def _settled(model, layer, shape, size, batch, input_tensor):
     name, is_list = names_of(model)[layer], isinstance(input_tensor, list)
     found = readings(shape, size, batch, named_grids(model, input_tensor))
-    if len(shape) == len(size) + 2 and shape[2:] == size and shape[1] != shape[-1] and shape[1] == picture_channels(input_tensor):
+    if len(shape) == len(size) + 2 and shape[2:] == size and shape[1] != shape[-1] and shape[1] == picture_channels(model, input_tensor):
         return Layout("channels first, as the picture", as_it_is, size)
     # A detector may resize its pictures to a shape of its own.
     clear = _clear(model, name, shape, size, batch, is_list, found)

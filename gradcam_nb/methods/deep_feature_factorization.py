@@ -87,7 +87,7 @@ class DeepFeatureFactorization:
     ) -> tuple[Tensor, ...]:  # concepts `C × n_components`; heat maps `B × n_components × spatial` in [0, 1]
         "The concepts of the pictures, found in all of them together; third, what the computation says of each concept, if there is one."
         batch = check_input(input_tensor)
-        size = input_size(input_tensor)
+        size = input_size(input_tensor, self.model)
         layers = None if self.target_layer is None else OneCall([self.target_layer], self._call)
         r = record_at(self.model, layers, input_tensor)
         (self.target_layer,), self._call = r.layers, r.call

@@ -130,7 +130,7 @@ class Explorer(Board):
         session = self.session
         if setting in session.kept:
             self.say("")
-            self.worker.stop()
+            self.worker.forget()
             self.idle()
             self._came(setting, session.explain(setting))
         else:

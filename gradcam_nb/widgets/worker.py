@@ -62,6 +62,11 @@ class Worker:
         if self.job is not None:
             self.job["stop"] = True
 
+    def forget(self):
+        "Tell the job to end; nothing of it is delivered any more, though it may have ended already."
+        self.stop()
+        self.job = None
+
     def wait(self):
         "Wait for the job, and deliver; for scripts and tests, not where an event loop runs."
         while self.busy:

@@ -128,7 +128,7 @@ class BaseCAM:
 
     def get_target_width_height(self, input_tensor) -> tuple:  # (width, height); for volumes (…, height, width) backwards too
         "The size of the map."
-        return tuple(input_tensor.shape[2:] if isinstance(input_tensor, Tensor) else input_size(input_tensor))[::-1]
+        return tuple(input_tensor.shape[2:] if isinstance(input_tensor, Tensor) else input_size(input_tensor, self.model))[::-1]
 
     def compute_cam_per_layer(self, input_tensor, targets, eigen_smooth) -> list:  # arrays `B × 1 × spatial`
         "The map of each layer: positive, enlarged, from 0 to 1."

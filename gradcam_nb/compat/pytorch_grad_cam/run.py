@@ -87,7 +87,7 @@ def _recorded(cam, given, targets):
         kept.activations = [kept.keep(r.activations[layer][k]) for k, layer in calls]
         kept.gradients = [kept.keep(r.gradients[layer][k]) for k, layer in calls if r.gradients]
         return asked
-    run = Run(r, layers, [asked if len(asked) == batch else [None] * batch], input_size(given))
+    run = Run(r, layers, [asked if len(asked) == batch else [None] * batch], input_size(given, r.model))
     laid = {layer: list(run.calls(layer)) for layer in layers}
     kept.activations = [laid[layer][k].activations.cpu() for k, layer in calls]
     kept.gradients = [laid[layer][k].gradients.cpu() for k, layer in calls if r.gradients]
