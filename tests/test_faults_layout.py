@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from gradcam_nb import RISE, GradCAM, HiResCAM, LayerCAM, list_layers
+from gradcam_nb import RISE, AttentionRelevance, AttentionRollout, GradCAM, GradECLIP, HiResCAM, LayerCAM, LeGrad, list_layers
 from gradcam_nb.engine.record import record
 from gradcam_nb.engine.settle import settle_layout
 
@@ -187,6 +187,45 @@ def test_yolos_has_its_detections_behind():
     layout = settle_layout(model, layer, (1, 35, 32), torch.randn(1, 3, 64, 96))
     tokens = torch.randn(1, 35, 32)
     assert torch.equal(layout.reshape_transform(tokens), tokens[:, 1:25].mT.unflatten(2, (4, 6)))
+
+
+class Attending(nn.Module):
+    "A transformer that knows no order of its tokens: their places are summed into them."
+
+    def __init__(self, order, spare):
+        super().__init__()
+        torch.manual_seed(0)
+        self.cut, self.place, self.spare = (
+            nn.Conv2d(3, 16, 8, 8),
+            nn.Parameter(torch.randn(1, 24, 16)),
+            nn.Parameter(torch.randn(1, spare, 16)),
+        )
+        self.first, self.second = (nn.TransformerEncoderLayer(16, 2, 32, batch_first=True) for _ in range(2))
+        self.head = nn.Linear(16, 4)
+        self.order, self.back = order, order.argsort()
+
+    def forward(self, x):
+        patches = self.cut(x).flatten(2).mT + self.place
+        tokens = torch.cat([self.spare.expand(len(x), -1, -1), patches], 1)[:, self.order]
+        return self.head(self.second(self.first(tokens))[:, self.back][:, 0])
+
+
+def orders(spare):
+    "As they come; the tokens without a place behind; all but the first behind; columns; columns and behind."
+    front, places = torch.arange(spare), torch.arange(24) + spare
+    columns = places.view(4, 6).T.flatten()
+    return [
+        torch.cat(parts) for parts in ([front, places], [places, front], [front[:1], places, front[1:]], [front, columns], [columns, front])
+    ]
+
+
+@pytest.mark.parametrize("method", [AttentionRollout, AttentionRelevance, LeGrad, GradECLIP])
+@pytest.mark.parametrize("spare", [1, 5])
+def test_attention_methods_know_the_order_of_their_tokens(method, spare):
+    x = torch.randn(2, 3, 32, 48, generator=torch.Generator().manual_seed(1))
+    usual, *others = [method(Attending(order, spare).eval())(x, 1) for order in orders(spare)]
+    for heat in others:
+        torch.testing.assert_close(heat, usual, rtol=1e-3, atol=1e-4)
 
 
 # Volumes.

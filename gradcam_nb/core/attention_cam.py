@@ -7,10 +7,9 @@ __all__ = ['AttentionRun', 'AttentionCAM']
 
 # %% ../../nbs/core/attention_cam.ipynb #03
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .blank import is_blank, warn_blank
@@ -19,8 +18,9 @@ from .heatmap import normalize, positive, resize
 from .rows import rows_of
 from ..engine.attention import AttentionRecord, record_attention
 from ..engine.attention_watch import Attention
+from ..engine.caller import warn_caller
 from ..engine.inputs import check_input, input_size
-from ..reshape.vit import token_grid
+from ..engine.settle import settle_layout
 from ..targets.resolve import resolve_targets, total_score
 from ..targets.rows import Rows
 
@@ -33,12 +33,31 @@ class AttentionRun:
     targets: list  # a target for each picture
     size: tuple[int, ...]  # the input's spatial size
     rows: Rows  # what of an output belongs to which picture
+    order: Tensor  # the number of each place's token, of the shape of the grid
 
     @property
     def batch(self):
         return len(self.targets)
 
 # %% ../../nbs/core/attention_cam.ipynb #09
+def _in_order(layers, order):
+    "The attentions with the tokens without a place in front, as they came, then the places in their order; how many are in front."
+    count = layers[-1].weights.shape[-1]
+    front = torch.ones(count, dtype=torch.bool, device=order.device).index_fill(0, order, False).nonzero().flatten()
+    wanted = torch.cat([front, order])
+    if wanted.equal(torch.arange(count, device=order.device)):
+        return layers, len(front)
+
+    def turned(attention):
+        of_tokens = {name: getattr(attention, name) for name in ("queries", "keys", "values", "output", "output_gradient")}
+        over_pairs = {name: getattr(attention, name) for name in ("weights", "gradient")}
+        parts = {name: t[..., wanted, :] for name, t in of_tokens.items() if t is not None}
+        parts |= {name: t[..., wanted, :][..., wanted] for name, t in over_pairs.items() if t is not None}
+        return replace(attention, **parts)
+
+    return [turned(attention) for attention in layers], len(front)
+
+
 class AttentionCAM(BaseCAM):
     "A heat map from a transformer's attentions: subclass it and say what each patch counts."
 
@@ -48,7 +67,7 @@ class AttentionCAM(BaseCAM):
         self,
         model: nn.Module,
         target_layers=None,  # has no effect: every layer that attends is looked at
-        reshape_transform=None,  # tokens `B × N × 1` -> `B × 1 × spatial`; left out: found from the number of tokens
+        reshape_transform=None,  # tokens `B × N × 1` -> `B × 1 × spatial`; left out: found
         *,
         batch_size: int = 32,  # pictures a pass
         places=None,  # as for all methods
@@ -88,27 +107,43 @@ class AttentionCAM(BaseCAM):
             score(record.output)
         self.target_layers, self.outputs = list(dict.fromkeys(a.module for a in record.layers)), record.output
         rows = rows or [rows_of(self.model, input_tensor, record.output)]
-        return AttentionRun(record, resolved or [None] * batch, input_size(input_tensor, self.model), *rows)
+        size = input_size(input_tensor, self.model)
+        return AttentionRun(record, resolved or [None] * batch, size, *rows, self._order(record.layers[-1], input_tensor, size))
+
+    def _order(self, attention, inputs, size):
+        "The number of each place's token."
+        count = attention.weights.shape[-1]
+        transform = self.reshape_transform or self._found(attention, inputs, size).reshape_transform
+        order = transform(torch.arange(count, dtype=torch.float32, device=attention.weights.device).view(1, -1, 1))[0, 0]
+        if not order.equal(order.floor()) or order.unique().numel() < order.numel():
+            raise ValueError("reshape_transform: it mixes tokens; for attention methods pass one that gives each place a token of its own")
+        return order.long()
+
+    def _found(self, attention, inputs, size):
+        def tokens(inputs):
+            # Of the first attention: no token has looked at another one yet.
+            first = next(a for a in record_attention(self.model, inputs).layers if a.weights.shape[-1] == count)
+            return (first.weights if first.keys is None else first.keys).transpose(1, 2).flatten(2)
+
+        count, seen = attention.weights.shape[-1], attention.weights if attention.keys is None else attention.keys
+        shape = (len(seen), count, seen.shape[1] * seen.shape[3])
+        try:
+            layout = settle_layout(self.model, attention.module, shape, inputs, tokens=tokens)
+        except ValueError as error:
+            raise ValueError(f"reshape_transform: {count} tokens are no grid on an input of {size}: {error}") from error
+        if layout.doubt:
+            warn_caller(f"how the tokens lie on the picture is likely, not sure: {layout.doubt}")
+        return layout
 
     def draw(self, run: AttentionRun, *, eigen_smooth: bool = False, fusion: str = "mean", threshold: float = 0.0) -> Tensor:
         "The heat maps of a run; `fusion` has no effect, for it is one map."
         if eigen_smooth:
             raise ValueError(f"eigen_smooth: {type(self).__name__} has no channels to find a component of; leave it out")
-        tokens = run.record.layers[-1].weights.shape[-1]
-        if self.reshape_transform:
-            prefix = tokens - self.reshape_transform(torch.zeros(1, tokens, 1)).numel()
-        else:
-            grid = token_grid(tokens, run.size) if len(run.size) == 2 else None
-            if grid is None:
-                raise ValueError(f"reshape_transform: {tokens} tokens are no grid on an input of {run.size}; pass a reshape_transform")
-            prefix = grid[0]
+        layers, prefix = _in_order(run.record.layers, run.order.flatten())
         # Half precision is for the model's passes, not for the map's own products.
-        with torch.autocast(run.record.layers[-1].weights.device.type, enabled=False):
-            patches = self.get_patch_map(run.record.layers, prefix)
-        if self.reshape_transform:
-            laid = self.reshape_transform(F.pad(patches, (prefix, 0))[..., None])[:, 0]
-        else:
-            laid = patches.unflatten(1, grid[1:])
+        with torch.autocast(layers[-1].weights.device.type, enabled=False):
+            patches = self.get_patch_map(layers, prefix)
+        laid = patches.unflatten(1, run.order.shape)
         heat = normalize(resize(positive(laid, threshold), run.size))
         blank = is_blank(heat)
         if blank.any():

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['call_model', 'first_tensor', 'cut', 'first_picture', 'pictures_in', 'one_or_all', 'check_input', 'is_film',
-           'channels_taken', 'channels_axis', 'input_size', 'viewed']
+           'channels_taken', 'channels_axis', 'input_size', 'picture_channels', 'viewed']
 
 # %% ../../nbs/engine/inputs.ipynb #9b44cc6a
 from collections.abc import Callable, Sequence
@@ -165,6 +165,17 @@ def input_size(
         if isinstance(t, Tensor) and t.ndim >= 3:
             return (t.shape[1], *t.shape[3:]) if is_film(t, model) else tuple(t.shape[2:])
     raise ValueError("input_tensor: no tensor of shape B × C × spatial in it")
+
+
+def picture_channels(
+    model: nn.Module,
+    inputs,  # what it is given
+) -> int:
+    "The number of channels of a picture."
+    if isinstance(inputs, list):
+        return len(inputs[0])
+    picture = picture_tensor(inputs)
+    return picture.shape[channels_axis(picture, input_size(inputs, model)) or 1]
 
 # %% ../../nbs/engine/inputs.ipynb #44ae0f04
 def viewed(

@@ -6,12 +6,13 @@
 __all__ = ['settle_layout']
 
 # %% ../../nbs/engine/settle.ipynb #4d94108c
+from collections.abc import Callable
 from weakref import WeakKeyDictionary
 
 from torch import nn
 
-from .inputs import input_size, one_or_all, pictures_in
-from .layout import Layout, Unsure, named_grids, picture_channels, verify_layout
+from .inputs import input_size, one_or_all, picture_channels, pictures_in
+from .layout import Layout, Unsure, measure_layout, named_grids, verify_layout
 from .visit import names_of
 from ..reshape.pick import as_it_is, pick_reshape, why_no_reshape
 from ..reshape.readings import Reading, readings
@@ -104,6 +105,7 @@ def settle_layout(
     shape: tuple[int, ...],  # of what it gave for `input_tensor`
     input_tensor,  # what the model was given
     batch: int | None = None,  # how many pictures the shape is of; left out: as many as were given
+    tokens: Callable | None = None,  # what the model is given -> `B × N × C`, tokens inside of the layer; left out: what it gives
 ) -> Layout:
     """How a layer lies on the picture: by its shape where that leaves one reading, else measured.
 
@@ -115,7 +117,7 @@ def settle_layout(
     kept = _SETTLED.setdefault(model, WeakKeyDictionary()).setdefault(layer, {})
     if key not in kept:
         try:
-            kept[key] = _settled(model, layer, shape, size, batch, input_tensor)
+            kept[key] = _settled(model, layer, shape, size, batch, input_tensor, tokens)
         except ValueError as error:
             kept[key] = str(error)
     if isinstance(kept[key], str):
@@ -123,9 +125,15 @@ def settle_layout(
     return kept[key]
 
 
-def _settled(model, layer, shape, size, batch, input_tensor):
+def _measured(model, layer, inputs, shape, tokens):
+    return measure_layout(model, inputs, tokens) if tokens else verify_layout(model, layer, inputs, like=shape)
+
+
+def _settled(model, layer, shape, size, batch, input_tensor, tokens):
     name, is_list = names_of(model)[layer], isinstance(input_tensor, list)
     found = readings(shape, size, batch, named_grids(model, input_tensor))
+    if tokens:
+        found = [one for one in found if one.name.startswith("tokens as")]
     if len(shape) == len(size) + 2 and shape[2:] == size and shape[1] != shape[-1] and shape[1] == picture_channels(model, input_tensor):
         return Layout("channels first, as the picture", as_it_is, size)
     # A detector may resize its pictures to a shape of its own.
@@ -137,7 +145,7 @@ def _settled(model, layer, shape, size, batch, input_tensor):
     if not found:
         raise ValueError(why_no_reshape(shape, size, batch))
     try:
-        return one_or_all(lambda inputs: verify_layout(model, layer, inputs, like=shape), input_tensor)
+        return one_or_all(lambda inputs: _measured(model, layer, inputs, shape, tokens), input_tensor)
     except Unsure as unsure:
         if pick_reshape(shape, size, batch) is None and not any(one.is_named for one in found):
             raise
