@@ -102,15 +102,15 @@ def check_places(
         _check_frames(model, t)
     if t is None or t.ndim not in (3, 4) or t.shape[1] == t.shape[-1]:
         return
-    convs = {dimensions: channels_taken(model, dimensions) for dimensions in (1, 2, 3)}
-    takes = convs[t.ndim - 2]
-    if t.ndim == 3 and not any(convs.values()):
+    takes = channels_taken(model, t.ndim - 2)
+    of_pictures = channels_taken(model, 2) if t.ndim == 3 and not takes else []
+    if t.ndim == 3 and not takes and not of_pictures and not channels_taken(model, 3):
         sizes = [getattr(module, name, None) for module in model.modules() for name in ("in_features", "input_size")]
         takes = [n for n in sizes if isinstance(n, int)]
     if t.shape[1] not in takes and t.shape[-1] in takes:
         places = tuple(range(1, t.ndim - 1))
         instead = f"the model's layers take {t.shape[-1]}, the length of the last axis"
-    elif t.ndim == 3 and not convs[1] and 1 in convs[2]:
+    elif 1 in of_pictures:
         places, instead = (1, 2), "the model's first layers take pictures of one channel"
     else:
         return

@@ -64,7 +64,7 @@ def _around(model, name):
             yield from [parent._modules[one] for one in reversed(names[: names.index(parts[i - 1])])]
 
 
-def _declared(model, name, shape, size, found):
+def _declared(model, name, found):
     "The tokens that stand in front of the patches, where a model tells their number and the grid."
     for module in _around(model, name):
         front = getattr(module, "num_prefix_tokens", None)
@@ -78,7 +78,7 @@ def _declared(model, name, shape, size, found):
 def _clear(model, name, shape, size, batch, is_list, found) -> Reading | None:
     "The reading that shapes and declared widths leave; None where there is a doubt."
     if len(shape) == 3 and len(size) > 1:
-        return _declared(model, name, shape, size, found)
+        return _declared(model, name, found)
     if len(shape) != len(size) + 2:
         return None
     around = list(_around(model, name))
