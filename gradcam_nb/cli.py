@@ -109,6 +109,8 @@ def _layers(args):
             note = "<- the one to explain with"
         elif layer.grid and layer.name not in live:
             note = "no gradient"
+        elif layer.layout and layer.layout.doubt:
+            note = "places likely, not sure"
         places = " × ".join(map(str, layer.grid)) if layer.grid else "-"
         print(f"{layer.name:36} {layer.kind:20} {str(layer.shape):22} {places:10} {note}".rstrip())
 

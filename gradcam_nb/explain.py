@@ -79,4 +79,5 @@ def explain(
         model if isinstance(model, str) else type(network).__name__,
         method.__name__,
         [names[module] for module in cam.target_layers],
+        {names.get(module, "?"): str(layout) for module, layout in cam.layouts.items()},
     )

@@ -9,7 +9,7 @@ __all__ = ['Seen', 'saw', 'Explanation']
 import html
 import json
 from base64 import b64encode
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
 
@@ -74,6 +74,7 @@ class Explanation:
     model: str
     method: str
     layers: list[str]
+    layouts: dict[str, str] = field(default_factory=dict)  # layer -> how it lies on the picture, and how that is known
 
     @property
     def where(self):
@@ -97,6 +98,7 @@ class Explanation:
             model=self.model,
             method=self.method,
             layers=self.layers,
+            layouts=self.layouts,
             target=self.target and self.target.summary(),
             top=[seen.summary() for seen in self.top],
             picture_size=list(self.picture.size),

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from browser import chromium, new_page, offline_page  # noqa: F401  fixtures
+from filtered import filtered  # noqa: F401  a fixture
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("GRADCAM_NB_DATA", ROOT.parent / "shared" / "data"))

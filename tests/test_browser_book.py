@@ -16,7 +16,6 @@ import pytest
 from ipywidgets.embed import dependency_state, embed_minimal_html
 from nbconvert import HTMLExporter
 from PIL import Image
-from test_house import filtered
 
 from gradcam_nb.explain import explain
 from gradcam_nb.widgets.picker import picker
@@ -26,15 +25,10 @@ STATE = "application/vnd.jupyter.widget-state+json"
 PROJECT = "execute: {enabled: false}\nformat: {html: {theme: {light: cosmo, dark: darkly}}}\n"
 
 
-@functools.cache
-def page_of(name):
+@pytest.fixture(scope="module")
+def page_of(filtered):
     """A page as the book is made from it: the filter has run, and the state of its widgets is in it."""
-    here, path = os.getcwd(), ROOT / f"nbs/{name}.ipynb"
-    os.chdir(path.parent)
-    try:
-        return filtered(path)
-    finally:
-        os.chdir(here)
+    return functools.cache(lambda name: filtered(ROOT / f"nbs/{name}.ipynb"))
 
 
 def without_links(text):
@@ -46,7 +40,7 @@ def without_links(text):
 
 
 @pytest.fixture(scope="module")
-def build(tmp_path_factory):
+def build(tmp_path_factory, page_of):
     """A page as an HTML file: by Quarto where it is installed, else by nbconvert."""
     folder = tmp_path_factory.mktemp("book")
 
@@ -162,7 +156,7 @@ def test_without_links_nothing_changes(opened):
     shows(page, "GradCAM", "layer4")
 
 
-def test_the_slider_of_a_volume(opened):
+def test_the_slider_of_a_volume(opened, page_of):
     page = opened("widgets/slices", wait=".noUi-handle")
     state = json.loads(page_of("widgets/slices"))["metadata"]["widgets"][STATE]["state"]
     pictures = next(widget["state"]["children"] for widget in state.values() if widget["model_name"] == "StackModel")

@@ -5,6 +5,7 @@ import pytest
 import torch
 import torchvision
 from oracles import as_numpy, asked, assert_same, graph, heat_map, raw_map, weighed
+from tiny_models import vgg11
 
 from gradcam_nb.methods.cam import CAM
 from gradcam_nb.methods.eigen_gradcam import EigenGradCAM
@@ -147,7 +148,7 @@ def test_cam_is_gradcam_where_it_works():
 def test_cam_says_where_it_cannot_work():
     x = torch.randn(1, 3, 64, 64)
     with pytest.raises(ValueError, match="no linear layer that takes 512 channels"):
-        CAM(torchvision.models.vgg11().eval(), "features.19")(x)
+        CAM(vgg11().eval(), "features.19")(x)
     with pytest.raises(ValueError, match="in front of the global average pooling"):  # class token: the head fits, but not behind a mean
         CAM(load("scenes-vit"), "blocks.5.norm1")(torch.randn(1, 3, 128, 128))
     with pytest.raises(ValueError, match="pass a class index"):

@@ -10,7 +10,20 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from gradcam_nb import RISE, AttentionRelevance, AttentionRollout, GradCAM, GradECLIP, HiResCAM, LayerCAM, LeGrad, list_layers
+from gradcam_nb import (
+    RISE,
+    AttentionRelevance,
+    AttentionRollout,
+    FullGrad,
+    GradCAM,
+    GradECLIP,
+    HiResCAM,
+    LayerCAM,
+    LeGrad,
+    Preprocess,
+    explain,
+    list_layers,
+)
 from gradcam_nb.engine.record import record
 from gradcam_nb.engine.settle import settle_layout
 
@@ -156,15 +169,16 @@ def test_places_that_cannot_be(places):
 
 
 class Tokens(nn.Module):
-    def __init__(self, before, extra, grid=(8, 8)):
+    def __init__(self, before, extra, act=nn.Identity()):
         super().__init__()
         torch.manual_seed(3)
         self.cut, self.extra = nn.Conv2d(3, 16, 8, 8), nn.Parameter(torch.randn(1, extra, 16))
-        self.norm, self.head, self.before, self.grid = nn.LayerNorm(16), nn.Linear(16, 4), before, grid
+        self.norm, self.head, self.act, self.before = nn.LayerNorm(16), nn.Linear(16, 4), act, before
 
     def forward(self, x):
         t = self.cut(x).flatten(2).mT
-        return self.head(self.norm(torch.cat([t[:, : self.before], self.extra.expand(len(t), -1, -1), t[:, self.before :]], 1)).mean(1))
+        tokens = torch.cat([t[:, : self.before], self.extra.expand(len(t), -1, -1), t[:, self.before :]], 1)
+        return self.head(self.act(self.norm(tokens)).mean(1))
 
 
 @pytest.mark.parametrize(
@@ -177,6 +191,43 @@ def test_tokens_without_a_place(before, extra, size):
     by_hand = product_by_hand(model, "norm", x, lambda output: output[0, 1])[0].sum(-1)
     truth = torch.cat([by_hand[:before], by_hand[before + extra :]]).view(size[0] // 8, size[1] // 8)
     torch.testing.assert_close(layer_map(model, "norm", x), truth, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("before, extra", [(0, 1), (32, 1), (64, 4), (32, 3)])
+def test_fullgrad_lays_every_bias_where_its_token_stands(before, extra):
+    """Where the network keeps its extra tokens makes no difference to the picture."""
+    torch.manual_seed(1)
+    x, usual, moved = torch.randn(1, 3, 64, 64), Tokens(0, extra, nn.Tanh()).eval(), Tokens(before, extra, nn.Tanh()).eval()
+    nn.init.normal_(usual.norm.bias)
+    moved.norm.bias = usual.norm.bias
+    torch.testing.assert_close(FullGrad(moved)(x, 1), FullGrad(usual)(x, 1))
+    cam = FullGrad(moved)
+    cam(x, 1)
+    on_tokens = [place.layout for place in (how for _, how in cam.biased.values()) if len(place.shape) == 3]
+    assert [layout.places > 0 for layout in on_tokens] == [True]
+
+
+def test_lists_say_how_a_layout_is_known():
+    torch.manual_seed(0)
+    model, x = Tokens(64, 4).eval(), torch.randn(1, 3, 64, 64)
+    layers = {layer.name: layer for layer in list_layers(model, x)}
+    assert str(layers["cut"].layout).endswith("no other reading of the shape fits the model")
+    assert "likely, not sure" in str(layers["norm"].layout) and "readings" in layers["norm"].layout.doubt
+    cam = GradCAM(model, "norm")
+    cam(x, 1)
+    assert "answers at" in str(cam.layouts[model.norm])
+    layer = next(layer for layer in list_layers(model, x) if layer.name == "norm")
+    assert layer.layout == cam.layouts[model.norm] and layer.grid == (8, 8)
+    numbers = torch.randn(1, 68, 16)
+    assert torch.equal(layer.reshape(numbers), numbers[:, :64].mT.unflatten(2, (8, 8)))
+
+
+def test_an_explanation_says_how_the_layout_is_known():
+    said = explain("scene:3").summary()["layouts"]
+    assert said == {"layer4": "channels first: no other reading of the shape fits the model"}
+    model = Tokens(64, 4).eval()
+    e = explain("scene:3", model, preprocess=Preprocess((64, 64)), layer="norm")
+    assert "4 behind: answers at" in e.summary()["layouts"]["norm"]
 
 
 def test_yolos_has_its_detections_behind():

@@ -1,11 +1,8 @@
 """The house keeps its floors: who imports whom, what importing loads, what the book holds."""
 
 import ast
-import contextlib
-import io
 import json
 import re
-import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +10,6 @@ from pathlib import Path
 import nbformat
 import pytest
 import yaml
-from ipywidgets import Widget
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "gradcam_nb"
@@ -140,7 +136,7 @@ def test_every_notebook_is_a_chapter_once():
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: str(p.relative_to(ROOT / "nbs")))
-def test_notebook(path, monkeypatch):
+def test_notebook(path, filtered):
     """Links resolve, outputs are small and name no machine, and the book's filter leaves no directive."""
     notebook = nbformat.read(path, 4)
     assert path.stat().st_size < 1_500_000
@@ -153,7 +149,6 @@ def test_notebook(path, monkeypatch):
         for output in cell.get("outputs", []):
             assert output.get("name") != "stderr"
             assert not re.search(r"/(root|home|tmp|work)/", said_by(output))
-    monkeypatch.chdir(path.parent)
     written = filtered(path)
     no_directive_is_left(written)
     assert len(written.encode()) < 1_500_000, "a page of the book, its pickers and all, weighs at most 1.5 MB"
@@ -171,19 +166,6 @@ def said_by(output):
     return json.dumps(output.get("text", "")) + json.dumps(output.get("data", {}).get("text/plain", ""))
 
 
-def filtered(path):
-    """What the filter makes of a page, run in this process: starting it a hundred times takes minutes."""
-    given, written = sys.stdin, io.StringIO()
-    Widget.close_all()  # those of the pages before are no part of this one
-    with contextlib.redirect_stdout(written):
-        sys.stdin = io.StringIO(path.read_text())
-        try:
-            runpy.run_path(str(ROOT / "book/gradcam-nb-filter"))
-        finally:
-            sys.stdin = given
-    return written.getvalue()
-
-
 def no_directive_is_left(text):
     from nbconvert import MarkdownExporter
 
@@ -191,11 +173,9 @@ def no_directive_is_left(text):
     assert not re.search(r"^#\s*\|\s*(export|exports|exporti|hide|default_exp|slow|net|cuda)\b", text, flags=re.M)
 
 
-def test_a_slider_needs_no_kernel(monkeypatch):
+def test_a_slider_needs_no_kernel(filtered):
     """The state of a page's widgets is in what the book is made from, the link from slider to pictures too."""
-    path = ROOT / "nbs/widgets/slices.ipynb"
-    monkeypatch.chdir(path.parent)
-    page = json.loads(filtered(path))
+    page = json.loads(filtered(ROOT / "nbs/widgets/slices.ipynb"))
     states = page["metadata"]["widgets"].values()
     kinds = {widget["model_name"]: widget["state"] for kind in states for widget in kind["state"].values()}
     assert kinds["LinkModel"]["source"][1] == "value"

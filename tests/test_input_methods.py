@@ -21,6 +21,7 @@ from oracles import (
     plusplus_weights,
     weighed,
 )
+from tiny_models import vgg11
 from torch import nn
 
 from gradcam_nb.engine.record import record
@@ -57,7 +58,7 @@ def with_statistics(model):
 
 BIASED = {
     "resnet18": lambda: torchvision.models.resnet18(),  # in-place ReLUs behind the norms
-    "vgg11": lambda: torchvision.models.vgg11(),  # biases of convolutions
+    "vgg11": vgg11,  # biases of convolutions
     "regnet": lambda: timm.create_model("regnetx_002"),  # norms that hold their activation function
     "densenet": lambda: torchvision.models.densenet121(),  # functional ReLU and concatenation
 }

@@ -13,6 +13,7 @@ import timm
 import torch
 import torchvision
 from oracles_libraries import correlation, correlations, with_photos
+from tiny_models import vgg11
 
 from gradcam_nb import (
     CAM,
@@ -82,7 +83,7 @@ TWIN_LAYERS = ("encoder.layers.encoder_layer_11.ln_1", "encoder.layers.encoder_l
 NETWORKS = {  # how it is built (real weights: by its name), the layer and one in front of it, how tokens are laid out
     "resnet18": (torchvision.models.resnet18, "layer4", "layer3", None),
     "resnet18, inner": (torchvision.models.resnet18, "layer3", "layer2", None),
-    "vgg11": (torchvision.models.vgg11, "features.19", "features.14", None),
+    "vgg11": (vgg11, "features.19", "features.14", None),
     "vit": (vit, *VIT_LAYERS),
     "torchvision vit": (torchvision_vit, *TWIN_LAYERS),
     "mobilenet_v2, real": ("mobilenet_v2_imagenet", "features.18", "features.13", None),

@@ -10,6 +10,7 @@ import timm
 import torch
 import torchvision
 from oracles import asked, assert_same, assert_untouched, correlation, on_grid, raw_map, raw_maps, weighed
+from tiny_models import vgg11
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
@@ -142,7 +143,7 @@ def case(name):
     if name == "vit":
         model = timm.create_model("vit_tiny_patch16_224").eval()
         return SimpleNamespace(model=model, layer="blocks.8.norm1", reshape=vit_reshape_transform)
-    build, layer = {"resnet18": (torchvision.models.resnet18, "layer3"), "vgg11": (torchvision.models.vgg11, "features.14")}[name]
+    build, layer = {"resnet18": (torchvision.models.resnet18, "layer3"), "vgg11": (vgg11, "features.14")}[name]
     return SimpleNamespace(model=build().eval(), layer=layer, reshape=None)
 
 

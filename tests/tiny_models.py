@@ -1,7 +1,10 @@
 """Small models that several test files look at, and what an untrained model needs before it has anything to explain."""
 
+from collections import OrderedDict
+
 import timm
 from torch import nn
+from torchvision.models import vgg
 
 
 def tiny_vit(height, width, depth, **options):
@@ -16,3 +19,14 @@ def draw_zeroed_weights(model, std=1.0):
     for p in model.parameters():
         if p.ndim >= 2 and not p.any():
             nn.init.normal_(p, std=std)
+
+
+def vgg11():
+    """torchvision's, with 512 channels in its head in place of 4,096: half a gigabyte less."""
+    features = vgg.make_layers(vgg.cfgs["A"], batch_norm=False)
+    for module in features:
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            nn.init.zeros_(module.bias)
+    head = nn.Sequential(nn.Linear(512 * 7 * 7, 512), nn.ReLU(inplace=True), nn.Linear(512, 1000))
+    return nn.Sequential(OrderedDict(features=features, avgpool=nn.AdaptiveAvgPool2d(7), flat=nn.Flatten(), classifier=head))

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from tiny_models import draw_zeroed_weights
 from torch import nn
 
-from gradcam_nb import GradCAM, Preprocess, explain, list_layers
+from gradcam_nb import GradCAM, Preprocess, explain, list_layers, verify_layout
 
 TABLE = Path(__file__).resolve().parent.parent / "nbs" / "guides" / "zoo.csv"
 SMALL = dict(depth=3, embed_dim=192, num_heads=3)  # of families whose smallest variant has more than 80 million parameters
@@ -168,6 +168,16 @@ def blurred_noise(side):
     return F.interpolate(coarse, size=(side, side), mode="bilinear")
 
 
+def verified(model, layer, x):
+    """What a measurement says of the reading that was found: "agrees", "unsure", or which other one it finds."""
+    try:
+        layout = verify_layout(model, layer.module, x, like=layer.shape)
+    except ValueError:  # untrained networks mix places, or hardly notice what is changed
+        return "unsure"
+    numbers = torch.arange(float(torch.Size(layer.shape).numel())).view(layer.shape)
+    return "agrees" if layout.reshape_transform(numbers).equal(layer.reshape(numbers)) else str(layout)
+
+
 def row(library, family):
     """A row of the table."""
     name, side, options = FAMILIES[library][family]
@@ -196,11 +206,12 @@ def row(library, family):
             transform=getattr(layer.reshape, "func", layer.reshape).__name__,
             grid=" × ".join(map(str, layer.grid)),
             seconds=f"{seconds:.2f}",
+            verified=verified(model, layer, x),
         )
         blank = [str(w.message) for w in said if "blank" in str(w.message)]
         return found | dict(problem="" if heat.max() > heat.min() else "constant: " + "; ".join(blank))
     except Exception as error:
-        return found | dict(layer="", shape="", transform="", grid="", seconds="", problem=f"{type(error).__name__}: {error}")
+        return found | dict(layer="", shape="", transform="", grid="", seconds="", verified="", problem=f"{type(error).__name__}: {error}")
 
 
 def runs_of_explain(library, family):
@@ -245,6 +256,10 @@ def check(library):
     found = rows(library)
     failing = [f"{r['model']}: {r['problem']}" for r in found if r["problem"]]
     assert len(failing) <= 0.05 * len(found), failing
+    agreed = [r for r in found if r["verified"] == "agrees"]
+    print(f"{library}: the layer's layout is verified for {len(agreed)} of {len(found)} families")
+    assert not [(r["model"], r["verified"]) for r in found if r["verified"] not in ("agrees", "unsure", "")]
+    assert len(agreed) >= 0.75 * len(found)
     book = {r["family"]: r for r in stored() if r["library"] == library}
     if any(r["version"] != version(library) for r in book.values()):
         return
@@ -273,7 +288,8 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     table = [r for library in FAMILIES for r in rows(library)]
     with open(TABLE, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, table[0], lineterminator="\n")
+        fields = [key for key in table[0] if key != "verified"]
+        writer = csv.DictWriter(file, fields, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
         writer.writerows(table)
     for r in table:

@@ -27,7 +27,7 @@ class AroundCAM(BaseCAM):
     def run(self, input_tensor, *asked) -> Run:
         "The base method's run."
         run = self.base.run(input_tensor, *asked)
-        self.target_layers, self.outputs = self.base.target_layers, self.base.outputs
+        self.target_layers, self.outputs, self.layouts = self.base.target_layers, self.base.outputs, self.base.layouts
         return run
 
     def draw(self, run: Run, **how) -> Tensor:  # `how`: as for every method

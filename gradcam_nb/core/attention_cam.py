@@ -18,9 +18,8 @@ from .heatmap import normalize, positive, resize
 from .rows import rows_of
 from ..engine.attention import AttentionRecord, record_attention
 from ..engine.attention_watch import Attention
-from ..engine.caller import warn_caller
 from ..engine.inputs import check_input, input_size
-from ..engine.settle import settle_layout
+from ..engine.settle import settle_layout, warn_if_unsure
 from ..targets.resolve import resolve_targets, total_score
 from ..targets.rows import Rows
 
@@ -131,8 +130,8 @@ class AttentionCAM(BaseCAM):
             layout = settle_layout(self.model, attention.module, shape, inputs, tokens=tokens)
         except ValueError as error:
             raise ValueError(f"reshape_transform: {count} tokens are no grid on an input of {size}: {error}") from error
-        if layout.doubt:
-            warn_caller(f"how the tokens lie on the picture is likely, not sure: {layout.doubt}")
+        warn_if_unsure("the grid of tokens", layout)
+        self.layouts = {attention.module: layout}
         return layout
 
     def draw(self, run: AttentionRun, *, eigen_smooth: bool = False, fusion: str = "mean", threshold: float = 0.0) -> Tensor:

@@ -16,6 +16,7 @@ from .heatmap import fuse, normalize, positive, resize
 from .rows import rows_of, shared_inputs
 from .run import Call, Run, warn_if_blank
 from ..engine.inputs import check_input, first_tensor, input_size, viewed
+from ..engine.layout import Layout
 from ..engine.live import record_at
 from ..engine.placed import Placed, check_places
 from ..engine.record import Record
@@ -57,7 +58,8 @@ def finish(
 class BaseCAM:
     """A class activation map: subclass it and say how the channels are weighed, or what the map is.
 
-    The model is left exactly as it was found. Only `outputs` is kept, and `target_layers` once a layer was found.
+    The model is left exactly as it was found. Kept are only `outputs`, `target_layers` once a layer was found, and in `layouts` how
+    each of them lies on the picture and how that is known; nothing for a `reshape_transform` that was passed.
 
     The last live layer is the last one that has places on the picture and a gradient at them. `fusion` says how the maps of
     several layers, or of several calls of one, become one. Each is first divided by its maximum, except for "sum", which adds
@@ -84,6 +86,7 @@ class BaseCAM:
         if self.target_layers == []:
             raise ValueError("target_layers: got an empty list; pass a layer, or leave it out")
         self.reshape_transform, self.batch_size, self.outputs = reshape_transform, batch_size, None
+        self.layouts: dict[nn.Module, Layout] = {}
         if places is not None:
             self.model = Placed(self.model, places)
 
@@ -185,7 +188,9 @@ class BaseCAM:
         self.target_layers, self.outputs = self.target_layers or r.layers, r.output
         if not self.uses_gradients:
             r = replace(r, gradients={})
-        return Run(r, self.target_layers, resolved or [[None] * batch], size, self.reshape_transform, *rows)
+        run = Run(r, self.target_layers, resolved or [[None] * batch], size, self.reshape_transform, *rows)
+        self.layouts = run.layouts
+        return run
 
     def draw(self, run: Run, *, eigen_smooth: bool = False, fusion: str = "mean", threshold: float = 0.0) -> Tensor:
         "The heat maps of a run."

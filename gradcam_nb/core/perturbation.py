@@ -20,7 +20,7 @@ from .run import Call, Run, warn_if_blank
 from ..engine.batches import batch_that_fits, bytes_of, in_batches, rows_apart
 from ..engine.fast_copy import Quick
 from ..engine.inputs import channels_axis, cut, first_tensor
-from ..engine.layers import list_layers
+from ..engine.layers import layers_in_order
 from ..smoothing.numbers import back_to, fractions
 from ..targets.resolve import each_score
 from ..targets.rows import Rows
@@ -100,7 +100,7 @@ class PerturbationCAM(BaseCAM):
         "What a row of a pass holds; the layers are listed anew only for inputs of another size."
         given = bytes_of(input_tensor)
         if self._row[0] != given:
-            widest = max((4 * torch.Size(layer.shape).numel() for layer in list_layers(self.model, input_tensor)), default=1)
+            widest = max((4 * torch.Size(layer.shape).numel() for layer in layers_in_order(self.model, input_tensor)), default=1)
             # A pass holds what goes into a layer, what comes out of it, and what waits for a shortcut.
             self._row = given, 4 * widest + given
         return self._row[1]

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from .blank import is_blank, warn_blank
-from ..engine.caller import warn_caller
 from ..engine.inputs import first_tensor
+from ..engine.layout import Layout
 from ..engine.live import suggest_layer
 from ..engine.record import Record
-from ..engine.settle import settle_layout
+from ..engine.settle import settle_layout, warn_if_unsure
 from ..reshape.fpn import fpn_reshape_transform, is_pyramid
 from ..targets.resolve import first_score
 
@@ -48,7 +48,7 @@ class Run:
     size: tuple[int, ...]  # the input's spatial size
     reshape_transform: Any = None
     rows: Any = None  # what of an output belongs to which picture: a `Rows`
-    said: set = field(default_factory=set)  # doubts that were warned about
+    layouts: dict[nn.Module, Layout] = field(default_factory=dict)  # how a layer lies on the picture, once it was laid
 
     @property
     def targets(self) -> list:
@@ -85,9 +85,9 @@ class Run:
                 layout = settle_layout(self.record.model, layer, shape, self.record.input_tensor, self.batch)
             except ValueError as error:
                 raise ValueError(f"target_layers: {self.name(layer)!r} does not serve: {error}; {self.advice()}") from error
-            if layout.doubt and layer not in self.said:
-                self.said.add(layer)
-                warn_caller(f"how {self.name(layer)!r} lies on the picture is likely, not sure: {layout.doubt}")
+            if layer not in self.layouts:
+                self.layouts[layer] = layout
+                warn_if_unsure(repr(self.name(layer)), layout)
             laid = layout.reshape_transform(output)
         if not isinstance(laid, Tensor) or laid.ndim < 3 or laid.shape[0] != self.batch:
             shape = tuple(laid.shape) if isinstance(laid, Tensor) else type(laid).__name__

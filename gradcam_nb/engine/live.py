@@ -110,14 +110,18 @@ def _place(layer):
 
 
 def _settled(model, input_tensor, find):
-    "What `find` finds, if the layer lies on the picture in a way that agrees with the model; else what it finds without that layer."
+    """What `find` finds, if the layer lies on the picture in a way that agrees with the model; else what it finds without that layer.
+
+    The layer, with its layout, and what was found with it.
+    """
     refused = set()
     while True:
         layer, found = find(refused)
         try:
             # A layer without channels is the answer itself, or close to it.
-            if settle_layout(model, _place(layer)[0], layer.shape, input_tensor).reshape_transform is not without_channels:
-                return found
+            layout = settle_layout(model, _place(layer)[0], layer.shape, input_tensor)
+            if layout.reshape_transform is not without_channels:
+                return replace(layer, reshape=layout.reshape_transform, layout=layout), found
         except ValueError:
             refused.add(layer.shape)  # what lies behind the same mixing answers no better
         refused.add(layer.module)
@@ -130,10 +134,9 @@ def _searched(model, input_tensor, score):
     def find(refused):
         with plain_mode(), evaluating(model):
             inputs = no_inference(input_tensor)
-            layer = run_whole(lambda run: _find(model, inputs, score, refused)[0])
-        return layer, layer
+            return run_whole(lambda run: _find(model, inputs, score, refused)[0]), None
 
-    return _settled(model, input_tensor, find)
+    return _settled(model, input_tensor, find)[0]
 
 
 def record_live(
@@ -160,7 +163,7 @@ def record_live(
         gradients = {module: gradients} if score else {}
         return layer, Record(model, inputs, detached(output), {module: kept}, gradients, scout.overwritten() & {module}, call=call)
 
-    return _settled(model, input_tensor, find)
+    return _settled(model, input_tensor, find)[1]
 
 
 def record_at(

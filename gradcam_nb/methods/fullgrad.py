@@ -16,9 +16,10 @@ from torch.utils._pytree import tree_leaves
 from ..core.cam import BaseCAM
 from ..core.heatmap import fuse, normalize, positive, resize
 from ..core.run import Run, warn_if_blank
-from ..engine.inputs import picture_tensor
-from ..engine.layers import list_layers
+from ..engine.inputs import input_size, picture_tensor
+from ..engine.layers import layers_in_order, settled_layers
 from ..engine.record import Record, record
+from ..engine.settle import warn_if_unsure
 from ..engine.visit import FromInput
 from ..smoothing.eigen import first_component
 
@@ -45,24 +46,25 @@ def _place(layer):
 def _biased(model, input_tensor):
     """The layers of a model that run, have a bias and give several places.
 
-    The module behind which the bias has been added -> the layer, and the reshape transform.
+    The module behind which the bias has been added -> the layer, and how that module lies on the picture.
     """
-    ran = {layer.module: layer for layer in list_layers(model, input_tensor)}
-    places = [_place(layer) for layer in model.modules() if layer_bias(layer) is not None]
-    if places and not any(place in ran for place in places):
+    places = {_place(layer): layer for layer in model.modules() if layer_bias(layer) is not None}
+    if places and not any(layer.module in places for layer in layers_in_order(model, input_tensor)):
         raise ValueError(
             "model: none of its layers with a bias runs by itself, so what the biases add to the score cannot be seen; "
             "of an exported program, pass the network itself or torch.export.unflatten(program)"
         )
-    found = {}
-    for layer in model.modules():
-        place, bias = ran.get(_place(layer)), layer_bias(layer)
-        if bias is None or place is None or place.reshape is None:
-            continue
-        laid = place.reshape(torch.empty(place.shape, device="meta"))
-        if laid.shape[1] == len(bias) and laid[0, 0].numel() > 1:
-            found[place.module] = layer, place.reshape
-    return found
+    laid = {place.module: place for place in settled_layers(model, input_tensor, places) if torch.Size(place.grid).numel() > 1}
+    found = [(place, layer, laid[place]) for place, layer in places.items() if place in laid]
+    return {place: (layer, how) for place, layer, how in found if how.channels == len(layer_bias(layer))}
+
+
+def _warn(places):
+    "Warn where it is not sure how some of the layers lie on the picture."
+    doubtful = [place for place in places if place.layout.doubt]
+    if doubtful:
+        more = f" and {len(doubtful) - 1} layers more" if doubtful[1:] else ""
+        warn_if_unsure(f"{doubtful[0].name!r}{more}", doubtful[0].layout)
 
 
 def _rescaled(parts):
@@ -80,9 +82,9 @@ def _of_picture(record, at_input):
     return replace(record, activations=activations, gradients=record.gradients | gradients)
 
 
-def _bias_part(layer, reshape, gradient):
+def _bias_part(layer, place, gradient):
     "What a layer's bias adds, from the gradient behind it."
-    laid = reshape(gradient).float()
+    laid = place.reshape(gradient).float()
     return _rescaled(laid * layer_bias(layer).reshape(-1, *[1] * (laid.ndim - 2)))
 
 # %% ../../nbs/methods/fullgrad.ipynb #14
@@ -99,12 +101,13 @@ class FullGrad(BaseCAM):
 
     def __init__(self, model: nn.Module, target_layers=None, reshape_transform=None, *, batch_size: int = 32, places=None):
         super().__init__(model, batch_size=batch_size, places=places)
-        self.biased = None
+        self.biased, self.size = None, None
 
     def run(self, input_tensor, *asked) -> Run:
         "Run the model once and keep the gradients at the input and behind each layer with a bias."
-        if self.biased is None:
-            self.biased = _biased(self.model, input_tensor)
+        if self.size != (size := input_size(input_tensor, self.model)):
+            self.biased, self.size = _biased(self.model, input_tensor), size
+        _warn([place for _, place in self.biased.values()])
         self.target_layers = list(self.biased)
         return super().run(input_tensor, *asked)
 

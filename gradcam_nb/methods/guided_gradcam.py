@@ -39,6 +39,10 @@ class GuidedGradCAM:
     def outputs(self):
         return self.cam.outputs
 
+    @property
+    def layouts(self):
+        return self.cam.layouts
+
     def __call__(
         self,
         input_tensor: Tensor,  # `B × C × spatial`

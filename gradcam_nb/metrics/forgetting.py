@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ..engine.layers import list_layers
+from ..engine.layers import layers_in_order
 
 # %% ../../nbs/metrics/forgetting.ipynb #09
 def _statistics(module):
@@ -29,7 +29,7 @@ def learnt_layers(
     input_tensor: Tensor,  # one picture of it is run
 ) -> list[str]:  # names, from the output backwards
     "The modules with parameters of their own, and the norms with running statistics."
-    ran = {layer.name: i for i, layer in enumerate(list_layers(model, input_tensor))}
+    ran = {layer.name: i for i, layer in enumerate(layers_in_order(model, input_tensor))}
 
     def place(name):
         while name and name not in ran:

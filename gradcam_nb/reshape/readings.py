@@ -8,7 +8,7 @@ __all__ = ['Reading', 'without_channels', 'readings']
 # %% ../../nbs/reshape/readings.ipynb #6a98f1c8
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from itertools import permutations
 from math import inf, prod
 
@@ -110,7 +110,11 @@ def readings(
 ) -> list[Reading]:  # empty if the output can have no place on the picture
     "Every reading that a shape allows; the first is the one that `pick_reshape` takes, where it takes one."
     shape, size = tuple(shape), tuple(size)
-    batch = shape[0] if batch is None else batch
+    return list(_readings(shape, size, shape[0] if batch is None else batch, tuple(grids)))
+
+
+@lru_cache(512)  # a model has many layers of one shape
+def _readings(shape, size, batch, grids):
     found = []
     if len(shape) == 3:
         if shape[0] == batch:
