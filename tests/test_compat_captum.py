@@ -311,7 +311,7 @@ def test_the_model_is_left_as_it_was(name, net, x):
 
 
 def test_errors(net, x):
-    for target, says in ((None, "return a tensor of one element"), (10, "pass 0 to 9"), ([1, 2], "got 2 for 3 pictures")):
+    for target, says in ((None, "return a scalar tensor"), (10, "pass 0 to 9"), ([1, 2], "got 2 for 3 pictures")):
         with pytest.raises(ValueError, match=says):
             ours.LayerGradCam(net, net.conv4).attribute(x, target)
     with pytest.raises(ValueError, match="not a part of this"):

@@ -239,11 +239,62 @@ def test_legrad_is_told_the_grid_of_its_tokens(vit):
     with ours.LeGrad(model, "encoder.layers.encoder_layer_1", prefix_tokens=1) as extractor:
         model(x)
         torch.testing.assert_close(extractor(3)[0].flatten(1), rows.flatten(1))
-    with ours.LeGrad(model, "encoder.layers.encoder_layer_1", prefix_tokens=2) as extractor, pytest.raises(ValueError, match="no grid"):
+    with ours.LeGrad(model, "encoder.layers.encoder_layer_1", prefix_tokens=2) as extractor, pytest.raises(ValueError, match="square"):
         model(x)
         extractor(3)
-    with pytest.raises(ValueError, match="leave it out"):
-        ours.LeGrad(model, "encoder.layers.encoder_layer_1", score_projection=torch.nn.Identity())
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("layers", [[1], [0, 2]])
+def test_legrad_by_a_projection_of_the_scripts_own_is_theirs(vit, layers, frozen):
+    model, x = vit
+    model = copy.deepcopy(model).double().requires_grad_(not frozen)
+    head = torch.nn.Linear(model.hidden_dim, 4).double()
+    maps, seen = [], []
+    for module in (theirs, ours):
+        blocks = [model.encoder.layers[i] for i in layers]
+        with module.LeGrad(model, blocks, score_projection=lambda tokens: head(tokens[:, 1:].amax(1))) as extractor:
+            scores = model(x.double())
+            maps.append(extractor([3, 1], scores, retain_graph=True)[0].detach())
+            seen.append([*extractor.hook_attn, *extractor.hook_a, scores])
+        assert extractor.hook_handles == []
+    assert maps[1].dtype == torch.float64
+    torch.testing.assert_close(maps[1], maps[0], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(seen[1], seen[0])
+
+
+@pytest.mark.parametrize("name", ["GradCAM", "LayerCAM", "ScoreCAM"])
+def test_what_a_layer_gave_can_be_read_as_theirs(name, tiny):
+    model, x = tiny
+    read = []
+    for module in (theirs, ours):
+        with getattr(module, name)(model, "3") as extractor:
+            assert extractor.hook_a == extractor.hook_g == [None]
+            scores = model(x)
+            before = extractor.hook_a[0]
+            extractor(3, scores)
+            read.append((before, extractor.hook_a[0], *extractor.hook_g))
+    there, here = (tuple(t for t in one if t is not None) for one in read)
+    torch.testing.assert_close(here, there)
+
+
+def test_a_target_without_a_gradient_is_an_error_as_theirs(tiny):
+    model, x = tiny
+    for module in (theirs, ours):
+        with module.GradCAM(model, "3") as extractor:
+            scores = model(x)
+            with pytest.raises(RuntimeError, match="not connected to every target layer"):
+                extractor(scores=scores, targets=lambda output: output[0].detach())
+
+
+def test_their_metrics_take_our_extractors(tiny):
+    metrics = pytest.importorskip("torchcam.metrics")
+    model, x = tiny
+    for kind, layers in ((ours.LayerCAM, "3"), (ours.RefineCAM, ["1", "3"])):
+        with kind(model, layers) as extractor:
+            metric = metrics.ClassificationMetric(extractor, lambda scores: scores.softmax(-1))
+            metric.update(x)
+        assert set(metric.summary()) == {"avg_drop", "conf_increase"}
 
 
 def test_tokens_are_laid_out_by_their_transform_and_by_themselves(vit):
@@ -340,18 +391,19 @@ def test_the_model_is_left_as_it_was(name, tiny, vit):
     with left_as_it_was(model):
         with peer(model, *asked, **options) as extractor:
             with torch.no_grad():
-                model(x)
-            (maps,) = extractor([3, 4])
-            ones = [extractor(c)[0][i] for i, c in enumerate((3, 4))]
+                scores = model(x)
+            given = [scores] if name == "FinerCAM" else []  # it needs them
+            (maps,) = extractor([3, 4], *given)
+            ones = [extractor(c, *given)[0][i] for i, c in enumerate((3, 4))]
             with pytest.raises(ValueError):
-                extractor(10_000)
+                extractor(10_000, *given)
     torch.testing.assert_close(torch.stack(ones), maps, rtol=1e-3, atol=1e-4)
     assert maps.dtype == torch.float32
     assert not maps.requires_grad
     assert 0 <= maps.min()
     assert maps.max() <= 1
     with pytest.raises(ValueError, match="run the model on it first"):
-        extractor(3)
+        extractor(3, *given)
 
 
 def test_hooks_go_after_an_exception(tiny):
@@ -378,7 +430,8 @@ def test_wrapped_and_in_another_number_format(name, changed, tiny):
     for layer in (name, other.get_submodule(name), None):
         with ours.GradCAM(other, layer, input_shape=(3, 32, 32)) as extractor:
             other(x.to(next(other.parameters()).dtype))
-            torch.testing.assert_close(extractor(3)[0], plain, rtol=1e-4, atol=1e-5)
+            there = extractor(3)[0]
+        torch.testing.assert_close(there, plain.to(next(other.parameters()).dtype), rtol=1e-4, atol=1e-5)
         assert extractor.target_names == [name]
 
 
@@ -391,7 +444,7 @@ def test_scores_of_another_input_are_told(tiny):
         with pytest.raises(ValueError, match="got shape"):
             extractor(3, out.detach()[0])
         model(x.flip(-1))
-        with pytest.raises(ValueError, match="do not depend on the layer"):
+        with pytest.raises(RuntimeError, match="not connected to every target layer"):
             extractor(3, out)
 
 

@@ -19,8 +19,8 @@ def overlay_mask(
 
     if not isinstance(img, Image.Image) or not isinstance(mask, Image.Image):
         raise TypeError(f"img, mask: expected PIL images, got {type(img).__name__}, {type(mask).__name__}; to_pil_image makes them")
-    if not 0 <= alpha < 1:
-        raise ValueError(f"alpha: got {alpha}; pass the picture's share, from 0 to below 1")
+    if not isinstance(alpha, (int, float)) or not 0 <= alpha < 1:
+        raise ValueError(f"alpha: got {alpha!r}; pass the picture's share, from 0 to below 1")
     whole = 255 if mask.mode == "L" else 1
     heat = np.asarray(mask.resize(img.size, Image.Resampling.BICUBIC), dtype=np.float32) / whole
     colours = matplotlib.colormaps.get_cmap(colormap)(heat**2, bytes=True)[..., :3]

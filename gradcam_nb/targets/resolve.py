@@ -117,10 +117,10 @@ def each_score(
     for i, target in enumerate(targets):
         score = target(_for_one(target, output, i, len(targets), rows))
         if not isinstance(score, Tensor):
-            raise TypeError(f"target: got {type(score).__name__} from {target}; return a tensor of one element")
+            raise TypeError(f"target: got {type(score).__name__} from {target}; return a scalar tensor")
         if score.numel() != 1:
             got = tuple(score.shape)
-            raise ValueError(f"target: got shape {got} from {target}; return a tensor of one element{_such_as(output)}")
+            raise ValueError(f"target: got shape {got} from {target}; return a scalar tensor{_such_as(output)}")
         scores.append(score.reshape(()))
     return torch.stack(scores)
 
