@@ -163,11 +163,17 @@ def may_serve(
 # %% ../../nbs/engine/layers.ipynb #17
 def draws(
     output,  # what the model answered
-    dimensions: int,  # of the picture
+    size: tuple[int, ...],  # of the picture
 ) -> bool:
-    "Whether an answer itself has places, as a segmenter's does: its last layers only draw it."
+    "Whether an answer itself has places, as a segmenter's or a depth map does: its last layers only draw it."
     answer = first_tensor(output)
-    return not isinstance(output, list) and answer is not None and answer.ndim == dimensions + 2 and answer[0, 0].numel() > 1
+    if isinstance(output, list) or answer is None or answer.ndim - len(size) not in (1, 2):
+        return False
+    if answer.ndim == len(size) + 2:
+        return answer[0, 0].numel() > 1
+    # Without channels it has to have the picture's proportions, or it is a list of tokens.
+    shares = [side / whole for side, whole in zip(answer.shape[1:], size)]
+    return len(size) > 1 and min(answer.shape[1:]) > 1 and max(shares) - min(shares) <= 1 / min(size)
 
 
 def before_drawing(

@@ -142,8 +142,10 @@ class Scout(Keeper):
         ran = (call for call in reversed(self.ran) if call[0] not in inside)
         judged = ((*self.judge(module, shape), which - self.times[module]) for module, shape, which in ran)
         able = (self.at(layer, call) for layer, serves, call in judged if serves)
-        if draws(output, len(self.laying.size)):
-            able = reversed(before_drawing(list(able)[::-1]))
+        if draws(output, self.laying.size):
+            drawn = tuple(first_tensor(output).shape)
+            is_drawn = len(drawn) == len(self.laying.size) + 1  # such a shape may be read as tokens
+            able = reversed(before_drawing([layer for layer in able if not is_drawn or layer.shape != drawn][::-1]))
         yield from able
 
     def at(self, layer, call):
