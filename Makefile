@@ -1,4 +1,4 @@
-# make demo: explain a bundled picture.  make test: everything that CI checks.  make lab: JupyterLab.  make lists: write what can be
+# make demo: explain a photo and a scene.  make test: everything that CI checks.  make lab: JupyterLab.  make lists: write what can be
 # known from the rest.  make test-all: every cell of every page too; hours, weekly.
 # The environment is .venv in this folder. A stamp named after a hash of what it is made from says that it is ready.
 PYTHON ?= python3.11
@@ -22,12 +22,12 @@ dev: $(DEV)
 
 $(RUN):
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q -e .
+	$(BIN)/python -m pip install -q -e ".[samples]"
 	rm -f $(VENV)/.run-*
 	touch $@
 
 $(DEV): $(RUN)
-	$(BIN)/python -m pip install -q -e ".[dev]"
+	$(BIN)/python -m pip install -q -e ".[samples,dev]"
 	$(BIN)/python -m pip install -q --no-deps $(call SETTING,peer_requirements)
 	@sh tests/get_browser.sh $(VENV)/npm
 	rm -f $(VENV)/.dev-*
@@ -76,8 +76,9 @@ pytest: $(DEV)
 pytest-all: $(DEV)
 	$(PYTEST)
 
-# The pictures in the book that show a browser.
+# The pictures in the README and the book that no page draws.
 screenshots: $(DEV)
+	$(BIN)/python book/first_picture.py
 	GRADCAM_NB_SCREENSHOTS=book $(BIN)/python -m pytest -q tests/test_browser_book.py tests/test_browser_lab.py -k screen
 
 # Needs Quarto on PATH.

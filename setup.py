@@ -15,7 +15,7 @@ setup(
     keywords=settings["keywords"].split(),
     python_requires=f">={settings['min_python']}",
     install_requires=settings["requirements"].split(),
-    extras_require={"dev": settings["dev_requirements"].split()},
+    extras_require={name: settings[f"{name}_requirements"].split() for name in ("samples", "dev")},
     entry_points={"console_scripts": settings["console_scripts"].split()},
     scripts=["book/gradcam-nb-filter"],
     packages=find_packages(include=["gradcam_nb", "gradcam_nb.*"]),

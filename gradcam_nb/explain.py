@@ -7,10 +7,11 @@ __all__ = ['explain']
 
 # %% ../nbs/explain.ipynb #03
 from collections.abc import Callable
+from dataclasses import replace
 
 from torch import nn
 
-from .ask import NamedClass, as_target, check_size, input_for, preprocess_of, read_picture
+from .ask import NamedClass, as_target, check_size, default_model, input_for, preprocess_of, read_picture
 from .catalogue import find_method
 from .core.cam import BaseCAM
 from .engine.visit import unwrap
@@ -32,8 +33,8 @@ def likeliest_and_chosen(
 
 # %% ../nbs/explain.ipynb #13
 def explain(
-    image,  # a path, bytes, a PIL image, an array or tensor; or "scene:3", a scene of the package
-    model: nn.Module | str = "scenes-cnn",  # a model, or what `load_model` takes
+    image,  # a path, bytes, a PIL image, an array or tensor; or "photo:cat", or "scene:3", a scene of the package
+    model: nn.Module | str | None = None,  # a model, or what `load_model` takes; left out: a sample network that fits the picture
     *,
     method: type[BaseCAM] | str = "GradCAM",  # a method or its name
     target=None,  # a class by index or name, or a callable; left out: the model's top class
@@ -41,11 +42,13 @@ def explain(
     arch: str | None = None,  # with a checkpoint: the name of its architecture
     preprocess=None,  # a `Preprocess`; left out: the model's own
     device=None,  # where to run; left out: where the model is
-    upscale: bool = False,  # accept a picture smaller than the network takes
+    whole: bool = False,  # show the network the whole picture, squashed to its size, where it would take the middle
+    upscale: bool | None = None,  # a picture smaller than the network takes is enlarged; left out: with a warning; False: refused
     **how,  # `aug_smooth`, `eigen_smooth`, `fusion` (not "none"), `threshold`: as for the method's call
 ) -> Explanation:
     "What the model saw in the picture, and where. Raises `ValueError` or `TypeError` for what it cannot explain."
     picture, method = read_picture(image), find_method(method)
+    model = default_model(image) if model is None else model
     if isinstance(model, str):
         network = load_model(model, arch, device)
     elif arch is None and device is None:
@@ -53,8 +56,9 @@ def explain(
     else:
         raise ValueError("arch, device: got one with a model that is made already; pass it as it is, where it is")
     preprocess = preprocess or preprocess_of(network, picture)
-    if not upscale:
-        check_size(picture, preprocess)
+    if whole:
+        preprocess = replace(preprocess, resize="squash", crop_pct=1.0)
+    check_size(picture, preprocess, upscale)
     inputs = input_for(network, picture, preprocess)
     if how.get("fusion") == "none":
         raise ValueError("fusion: got 'none', but an explanation has one map; pass another, or call the method itself")

@@ -81,6 +81,13 @@ class Explanation:
         "The layers in a few words."
         return ", ".join(self.layers) if len(self.layers) <= 3 else f"{len(self.layers)} layers"
 
+    @property
+    def share(self) -> float:
+        "How much of the picture the network saw, from 0 to 1."
+        left, top, right, bottom = self.region
+        width, height = self.picture.size
+        return (min(right, width) - max(left, 0)) * (min(bottom, height) - max(top, 0)) / (width * height)
+
     def overlay(self, **options):  # `colormap`, `opacity`, `threshold` of `imaging.overlay`
         "The picture with the heat map on it, in the picture's own size."
         return overlay(self.picture, self.heat_map, region=self.region, **options)
@@ -104,6 +111,7 @@ class Explanation:
             picture_size=list(self.picture.size),
             map_size=list(self.heat_map.shape),
             region=[round(edge, 2) for edge in self.region],
+            share=round(self.share, 4),
             peak=list(divmod(self.heat_map.argmax().item(), self.heat_map.shape[1])),
         )
 
@@ -136,6 +144,8 @@ class Explanation:
         caption = f"{self.method} of {self.model} at {self.where}"
         if self.target:
             caption += f" for <b>{html.escape(self.target.name)}</b>"
+        if self.share < 0.995:
+            caption += f"; the network saw {self.share:.0%} of the picture"
         rows = "".join(
             f"<tr><td>{html.escape(seen.name)}</td><td>{seen.score:.2f}</td><td>{seen.probability:.1%}</td></tr>" for seen in self.top
         )

@@ -16,7 +16,7 @@ from urllib.request import getproxies
 import torch
 from torch import nn
 
-from .samples.networks import MODELS, load
+from .samples.efficientnet import SAMPLES, build_sample, load_sample
 
 # %% ../nbs/models.ipynb #06
 def _source(name):
@@ -25,7 +25,7 @@ def _source(name):
     from torchvision.models import list_models
 
     library, _, rest = name.rpartition(":")
-    known = {"samples": rest in MODELS, "timm": timm.is_model(rest.split(".")[0]), "torchvision": rest in list_models()}
+    known = {"samples": rest in SAMPLES, "timm": timm.is_model(rest.split(".")[0]), "torchvision": rest in list_models()}
     if library and library not in known:
         return None, name
     sources = [source for source, knows in known.items() if knows and library in ("", source)]
@@ -37,11 +37,11 @@ def _unknown(name, argument):
     import timm
     from torchvision.models import list_models
 
-    near = get_close_matches(name, [*MODELS, *timm.list_models(), *list_models()], 3, 0.5)
+    near = get_close_matches(name, [*SAMPLES, *timm.list_models(), *list_models()], 3, 0.5)
     hint = f"; near it: {', '.join(near)}" if near else ""
     return ValueError(
         f"{argument}: no model is called {name!r}{hint};"
-        f" pass {', '.join(MODELS)}, a timm or torchvision name, or a checkpoint with its architecture"
+        f" pass {', '.join(SAMPLES)}, a timm or torchvision name, or a checkpoint with its architecture"
     )
 
 # %% ../nbs/models.ipynb #08
@@ -50,13 +50,11 @@ def _build(name, classes=None, argument="arch"):
     import timm
     from torchvision.models import get_model
 
-    from gradcam_nb.samples.networks import build
-
     source, name = _source(name)
     if source is None:
         raise _unknown(name, argument)
     if source == "samples":
-        return build(name)
+        return build_sample(name)
     options = {} if classes is None else {"num_classes": classes}
     if source == "timm":
         return timm.create_model(name, pretrained=False, **options)
@@ -136,7 +134,7 @@ def _from_hub(source, name):
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
         raise ValueError(
             f"model: the weights of {name!r} could not be had ({reason});"
-            f" pass a checkpoint file and arch={name!r}, or one of {', '.join(MODELS)}"
+            f" pass a checkpoint file and arch={name!r}, or one of {', '.join(SAMPLES)}"
         ) from None
 
 # %% ../nbs/models.ipynb #13
@@ -166,7 +164,7 @@ def _load(model, arch):
     source, name = _source(model)
     if source is None:
         raise _unknown(model, "model")
-    return load(name) if source == "samples" else _from_hub(source, name)
+    return load_sample(name) if source == "samples" else _from_hub(source, name)
 
 # %% ../nbs/models.ipynb #16
 def class_names(

@@ -12,7 +12,7 @@ from torch import nn
 
 # %% ../../nbs/widgets/explore.ipynb #05
 def explore(
-    model: nn.Module | str | None = None,  # a model, or what `load_model` takes; left out: "scenes-cnn"
+    model: nn.Module | str | None = None,  # a model, or what `load_model` takes; left out: a sample network that fits the picture
     image=None,  # what `explain` takes, a list of such, or a batch `B × C × H × W` in [0, 1]; left out: a scene
     *,
     preprocess=None,  # a `Preprocess`; left out: the model's own

@@ -10,7 +10,7 @@ import html
 from pathlib import Path
 
 from ..catalogue import list_methods
-from ..samples.networks import MODELS
+from ..samples.efficientnet import SAMPLES
 from .board import Board
 from .lists import layer_choices, listed_questions
 from .painting import Panel, png, raw_map
@@ -26,10 +26,10 @@ class Explorer(Board):
 
     def __init__(self, model=None, image=None, **how):  # as for `explore`
         self.own, self.how, self.using, self.quiet = model, how, how, False
-        self.session = Session(model if model is not None else "scenes-cnn", image if image is not None else "scene:3", **how)
+        self.session = Session(model, image if image is not None else "scene:3", **how)
         self.first = self.session.model
         self.setting = self.explanation = self.panel = None
-        super().__init__(MODELS if self.first else [*MODELS, OWN], self.first or OWN)
+        super().__init__(SAMPLES if self.first else [*SAMPLES, OWN], self.first or OWN)
         self.compare, self.measure, self.copy, self.save = Compare(self, self.method), Measure(self), CopyCode(self), Save(self)
         self.arrange({"Compare": self.compare, "Measure": self.measure, "Copy code": self.copy, "Save": self.save})
         self._listen()

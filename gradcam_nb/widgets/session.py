@@ -13,7 +13,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor, nn
 
-from ..ask import input_for, preprocess_of, read_picture
+from ..ask import default_model, input_for, preprocess_of, read_picture
 from ..catalogue import list_methods, list_metrics
 from ..compare import compare_layers
 from ..engine.inputs import call_model
@@ -44,6 +44,12 @@ def _sources(images):
     return [(read_picture(images), source(images, "image"))]
 
 
+def _first(images):
+    if isinstance(images, Mapping):
+        images = list(images.values())
+    return images[0] if isinstance(images, (list, tuple)) and images else images
+
+
 def _is_inside(x, y, box):
     left, top, right, bottom = box
     return left <= x <= right and top <= y <= bottom
@@ -59,13 +65,14 @@ class Session:
 
     def __init__(
         self,
-        model: nn.Module | str = "scenes-cnn",  # a model, or what `load_model` takes
+        model: nn.Module | str | None = None,  # a model, or what `load_model` takes; left out: a sample network that fits the picture
         images="scene:3",  # what `explain` takes; or a list of such, a dict of them by file name, or a batch `B × C × H × W` in [0, 1]
         *,
         preprocess: Preprocess | None = None,  # left out: the model's own
         names: Sequence[str] | None = None,  # of the classes; left out: the model's own
         targets: Mapping[str, Callable] | None = None,  # targets of your own, by the name to show; in front of what is found
     ):
+        model = default_model(_first(images)) if model is None else model
         self.network = load_model(model) if isinstance(model, str) else unwrap(model)
         self.model = model if isinstance(model, str) else None
         self.given, self.names, self.targets = preprocess, names, dict(targets or {})
