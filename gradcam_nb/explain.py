@@ -16,6 +16,7 @@ from .catalogue import find_method
 from .core.cam import BaseCAM
 from .engine.visit import unwrap
 from .explanation import Explanation, Seen, saw
+from .imaging.preprocess import Preprocess, preprocess_for
 from .models import load_model
 
 # %% ../nbs/explain.ipynb #11723467
@@ -40,7 +41,7 @@ def explain(
     target=None,  # a class by index or name, or a callable; left out: the model's top class
     layer=None,  # as for a method: a module, a name, a number, or a list of them; left out: the last with places and a gradient
     arch: str | None = None,  # with a checkpoint: the name of its architecture
-    preprocess=None,  # a `Preprocess`; left out: the model's own
+    preprocess=None,  # a `Preprocess`, an image processor of Hugging Face, weights of torchvision; left out: the model's own
     device=None,  # where to run; left out: where the model is
     whole: bool = False,  # show the network the whole picture, squashed to its size, where it would take the middle
     upscale: bool | None = None,  # a picture smaller than the network takes is enlarged; left out: with a warning; False: refused
@@ -55,7 +56,10 @@ def explain(
         network = unwrap(model)
     else:
         raise ValueError("arch, device: got one with a model that is made already; pass it as it is, where it is")
-    preprocess = preprocess or preprocess_of(network, picture)
+    if preprocess is None or isinstance(preprocess, Preprocess):
+        preprocess = preprocess or preprocess_of(network, picture)
+    else:
+        preprocess = preprocess_for(network, preprocess)
     if whole:
         preprocess = replace(preprocess, resize="squash", crop_pct=1.0)
     check_size(picture, preprocess, upscale)

@@ -171,10 +171,13 @@ def class_names(
     model: nn.Module,
     classes: int,  # the number of its outputs
 ) -> list[str]:  # a name for each
-    "The names of a model's classes: its own `classes`, ImageNet's for a thousand, else numbers."
+    "The names of a model's classes: its own `classes`, those of its Hugging Face `config`, ImageNet's for a thousand, else numbers."
     own = getattr(model, "classes", None)
     if own is not None and len(own) == classes:
         return list(own)
+    told = getattr(getattr(model, "config", None), "id2label", None)
+    if told and len(told) == classes and told.get(0) != "LABEL_0":
+        return [str(told[i]) for i in range(classes)]
     if classes == 1000:
         from torchvision.models import ResNet18_Weights
 

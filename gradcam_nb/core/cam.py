@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from .heatmap import fuse, normalize, positive, resize
 from .rows import rows_of, shared_inputs
 from .run import Call, Run, warn_if_blank
-from ..engine.inputs import check_input, first_tensor, input_size, viewed
+from ..engine.inputs import check_input, first_tensor, input_size, plain, viewed
 from ..engine.layout import Layout
 from ..engine.live import record_at
 from ..engine.placed import Placed, check_places
@@ -129,10 +129,10 @@ class BaseCAM:
     def canonical(self, input_tensor):
         "The input as `run` takes it, `B × C × spatial`. `ValueError` where the model says that its places are elsewhere."
         if isinstance(self.model, Placed):
-            return self.model.canonical(input_tensor)
-        if first_tensor(input_tensor) is not None:
-            check_places(self.model, input_tensor)
-        return input_tensor
+            return self.model.canonical(plain(input_tensor))
+        if first_tensor(plain(input_tensor)) is not None:
+            check_places(self.model, plain(input_tensor))
+        return plain(input_tensor)
 
     def get_cam_weights(
         self,

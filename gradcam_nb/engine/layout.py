@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from .disturb import answers, changed, spread
-from .inputs import channels_axis, first_tensor, input_size, picture_channels, picture_tensor, pictures_in
+from .inputs import channels_axis, first_tensor, input_size, picture_channels, picture_tensor, pictures_in, plain
 from .record import record
 from .visit import find_layer, unwrap
 from ..reshape.readings import Reading, readings, without_channels
@@ -170,7 +170,7 @@ def verify_layout(
     def given(inputs):
         return meant(record(model, [layer], inputs).activations[layer], like)
 
-    return measure_layout(model, input_tensor, given, reshape_transform)
+    return measure_layout(model, plain(input_tensor), given, reshape_transform)
 
 
 def measure_layout(

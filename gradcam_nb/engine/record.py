@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_map_only
 
-from .inputs import call_model
+from .inputs import call_model, plain
 from .keeper import Keeper, gradients_of
 from .tape import Tape
 from .visit import evaluating, find_layer, hooking, names_of, unwrap
@@ -100,7 +100,7 @@ def record(
     Works under `no_grad` and `inference_mode`, with frozen parameters, in any number format and under autocast,
     in evaluation mode whatever the model's flags. Raises `ValueError` where a layer is not the model's or never ran.
     """
-    model = unwrap(model)
+    model, input_tensor = unwrap(model), plain(input_tensor)
     layers = list(dict.fromkeys(layer if isinstance(layer, nn.Module) else find_layer(model, layer) for layer in layers))
     if score is None and (fold or create_graph):
         raise ValueError("score: left out, but there is no gradient without one; pass a callable, the model's output -> a scalar")

@@ -149,10 +149,26 @@ def _from_timm(model, config):
     resize = "squash" if config["crop_mode"] == "squash" else "crop"
     return Preprocess(size, config["mean"], config["std"], resize, config["crop_pct"], config["interpolation"])
 
+
+def _from_processor(processor):
+    "What an image processor of Hugging Face does."
+    size, crop = (getattr(processor, name, None) or {} for name in ("size", "crop_size"))
+    shortest, share = size.get("shortest_edge"), getattr(processor, "crop_pct", None)
+    if getattr(processor, "do_center_crop", None) and crop.get("height") and shortest:
+        sides, how = (crop["height"], crop["width"]), dict(resize="crop", crop_pct=min(1.0, crop["height"] / shortest))
+    elif size.get("height"):
+        sides, how = (size["height"], size["width"]), dict(resize="squash", crop_pct=1.0)
+    elif shortest and share:  # ConvNeXt's: from 384 pixels on the picture is squashed
+        sides, how = (shortest, shortest), dict(resize="squash", crop_pct=1.0) if shortest >= 384 else dict(resize="crop", crop_pct=share)
+    else:
+        raise ValueError(f"weights: {type(processor).__name__} gives pictures of no fixed size; build a Preprocess(size, ...)")
+    mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else ((0.0,) * 3, (1.0,) * 3)
+    return Preprocess(sides, tuple(mean), tuple(std), interpolation="bicubic" if int(processor.resample) == 3 else "bilinear", **how)
+
 # %% ../../nbs/imaging/preprocess.ipynb #21
 def preprocess_for(
     model: nn.Module,  # timm's, torchvision's or any other; also wrapped in DataParallel or compiled
-    weights=None,  # the weights enum of a torchvision classifier, such as ResNet50_Weights.DEFAULT
+    weights=None,  # the weights enum of a torchvision classifier, such as ResNet50_Weights.DEFAULT; or an image processor of Hugging Face
 ) -> Preprocess:
     "The preprocessing that a model was trained for: its weights' or its own; ImageNet's where neither says."
     if not isinstance(model, nn.Module):
@@ -161,13 +177,16 @@ def preprocess_for(
         model = model.module
     model = getattr(model, "_orig_mod", model)  # torch.compile's wrapper
     config = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None)
-    if weights is not None:
+    if hasattr(weights, "image_mean"):
+        pre = _from_processor(weights)
+    elif weights is not None:
         pre = _from_weights(weights)
     elif config:
         pre = _from_timm(model, config)
     else:
-        side = getattr(model, "image_size", 224)  # torchvision's vision transformers take one size only
-        pre = Preprocess((side, side)) if isinstance(side, int) else Preprocess()
+        # torchvision's vision transformers take one size only, and so do Hugging Face's.
+        side = getattr(model, "image_size", None) or getattr(getattr(model, "config", None), "image_size", None) or 224
+        pre = Preprocess((side, side) if isinstance(side, int) else tuple(side))
     first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
     if first is not None and first.in_channels == 1 and len(pre.mean) == 3:
         pre = replace(pre, mean=(sum(pre.mean) / 3,), std=(sum(pre.std) / 3,))
