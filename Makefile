@@ -78,7 +78,7 @@ pytest-all: $(DEV)
 
 # The pictures in the README and the book that no page draws.
 screenshots: $(DEV)
-	$(BIN)/python book/first_picture.py
+	$(BIN)/python book/readme_pictures.py
 	GRADCAM_NB_SCREENSHOTS=book $(BIN)/python -m pytest -q tests/test_browser_book.py tests/test_browser_lab.py -k screen
 
 # Needs Quarto on PATH.

@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from .classes import class_names, find_class
 from .engine.caller import warn_caller
 from .imaging.preprocess import Preprocess, preprocess_for
 from .imaging.read import read_image
-from .models import class_names, find_class
 from .samples.efficientnet import NAME, has_weights
 from .samples.photos import photo
 from .samples.scenes import TEST, scene

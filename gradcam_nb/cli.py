@@ -11,6 +11,8 @@ import sys
 import warnings
 from pathlib import Path
 
+from .listing import print_layers, print_methods, print_models, print_photos
+
 # %% ../nbs/cli.ipynb #06
 def _stems(images):
     "A file name for each picture; two of one name get a number."
@@ -41,7 +43,7 @@ def _explain(args):
     for image in args.images:
         read_picture(image)
     fitting = [args.model or default_model(image) for image in args.images]
-    models = {name: load_model(name, args.arch, args.device) for name in dict.fromkeys(fitting)}
+    models = {name: load_model(name, args.arch, args.device, args.classes) for name in dict.fromkeys(fitting)}
     explained = []
     asked, shown = list(zip(args.images, fitting, _stems(args.images))), dict(whole=args.whole, upscale=args.upscale)
     for image, name, stem in tqdm(asked, disable=None if len(asked) > 3 else True):
@@ -51,8 +53,11 @@ def _explain(args):
     for image, e, files in explained:
         print(f"{image}: {e.model} saw {', '.join(map(str, e.top[:3]))}")
         part = "" if e.share > 0.995 else f"; the network saw {e.share:.0%} of the picture, see --whole"
-        print(f"  {e.method} at {e.where} for {e.target}, score {e.target.score:.2f}{part}")
-        print("  " + ", ".join(str(file) for file in files.values()))
+        print(
+            f"  {e.method} at {e.where} for {e.target}, score {e.target.score:.2f}{part}",
+            f"  {', '.join(map(str, files.values()))}",
+            sep="\n",
+        )
 
 
 def _demo(args):
@@ -83,61 +88,13 @@ def _cam(args):
         if device == "cpu":
             warnings.warn("--use-cuda: there is no CUDA device; running on the CPU", stacklevel=2)
     name = args.model or default_model(args.image_path)
-    three = cam_pictures(args.image_path, load_model(name, args.arch, device), args.method, args.target, args.layer, **_how(args))
+    three = cam_pictures(
+        args.image_path, load_model(name, args.arch, device, args.classes), args.method, args.target, args.layer, **_how(args)
+    )
     files = three.save(out, args.method)
     print(f"{args.image_path}: {name} saw {', '.join(map(str, three.top[:3]))}")
     print(f"  {args.method} at {', '.join(three.layers[:3])}{', …' * (len(three.layers) > 3)} for {three.target}")
     print("  " + ", ".join(str(file) for file in files))
-
-# %% ../nbs/cli.ipynb #08
-def _methods(args):
-    from gradcam_nb.catalogue import list_methods
-
-    told = [(name, item.kind, item.cost, item.paper) for name, item in list_methods().items()]
-    rows = [("method", "kind", "cost", "paper"), *told]
-    *widths, _ = (max(map(len, column)) for column in zip(*rows))
-    for *cells, paper in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(cells, widths)), paper, sep="  ")
-
-
-def _layers(args):
-    from gradcam_nb.ask import input_for, preprocess_of, read_picture
-    from gradcam_nb.engine.layers import list_layers
-    from gradcam_nb.engine.live import live_layers, suggest_layer
-    from gradcam_nb.models import load_model
-
-    model = load_model(args.model, args.arch)
-    picture = read_picture("scene:3")
-    x = input_for(model, picture, preprocess_of(model, picture))
-    layers = list_layers(model, x)
-    live = {layer.name for layer in live_layers(model, [layer for layer in layers if layer.grid], x)}
-    best = suggest_layer(model, x).name
-    print(f"{'layer':36} {'kind':20} {'output':22} {'places':10}")
-    for layer in layers:
-        likely = "places likely, not sure" if layer.layout and layer.layout.doubt else ""
-        note = "no gradient" if layer.grid and layer.name not in live else likely
-        note = "<- the one to explain with" if layer.name == best else note
-        places = " × ".join(map(str, layer.grid)) if layer.grid else "-"
-        print(f"{layer.name:36} {layer.kind:20} {str(layer.shape):22} {places:10} {note}".rstrip())
-
-
-def _models(args):
-    import timm
-    from torchvision.models import list_models
-
-    from gradcam_nb.samples.efficientnet import SAMPLES
-
-    print(*(f"{name:18} {line}" for name, line in SAMPLES.items()), sep="\n")
-    of_timm, of_torchvision = len(timm.list_models(pretrained=True)), len(list_models())
-    print(f"timm: {of_timm} names with weights, torchvision: {of_torchvision} names; weights from their hubs")
-    print("a checkpoint file of yours: --model FILE --arch NAME")
-
-
-def _photos(args):
-    from gradcam_nb.samples.photos import PHOTOS
-
-    for name, one in PHOTOS.items():
-        print(f"photo:{name:14} {one.shows or '-':18} {one.author}, {one.licence}{'' if one.is_there() else '  (not installed)'}")
 
 # %% ../nbs/cli.ipynb #10
 class _Parser(argparse.ArgumentParser):
@@ -160,6 +117,7 @@ def _parser():
     def model_of(sub, *flags, **options):
         sub.add_argument(*flags, **options)
         sub.add_argument("--arch", help="with a checkpoint file: the name of its architecture")
+        sub.add_argument("--classes", metavar="FILE", help="the names of the model's classes, one in each line")
 
     def what_of(sub, method):
         model_of(sub, "--model", help="see: gradcam-nb models; or a checkpoint file; left out: one that fits the picture")
@@ -184,15 +142,15 @@ def _parser():
     what_of(sub, "gradcam")
     sub.add_argument("--use-cuda", action="store_true", help="older spelling of --device cuda; without such a device: the CPU")
     sub.add_argument("--output-dir", default="output", help="folder for the pictures (default: output)")
-    command("methods", _methods, "list the methods, with kind, cost and paper")
+    command("methods", lambda args: print_methods(), "list the methods, with kind, cost and paper")
     model_of(
-        command("layers", _layers, "list a model's layers in execution order"),
+        command("layers", lambda args: print_layers(args.model, args.arch), "list a model's layers in execution order"),
         "model",
         metavar="MODEL",
         help="see: gradcam-nb models; or a checkpoint file",
     )
-    command("models", _models, "list the models")
-    command("photos", _photos, "list the photos: what they show, whose they are")
+    command("models", lambda args: print_models(), "list the models")
+    command("photos", lambda args: print_photos(), "list the photos: what they show, whose they are")
     sub = command("demo", _demo, "explain a picture of the package with a model of the package")
     sub.add_argument("--out", default="output", help="folder for the results (default: output)")
     return parser

@@ -15,10 +15,10 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from .classes import class_names
 from .imaging.figure import grid
 from .imaging.overlay import colorize, overlay
 from .imaging.write import write_all
-from .models import class_names
 from .targets.resolve import class_scores
 
 # %% ../nbs/explanation.ipynb #06

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from gradcam_nb import AttentionRollout, GradCAM, explain, list_layers, preprocess_for, record, suggest_layer, verify_layout
-from gradcam_nb.models import class_names
+from gradcam_nb.classes import class_names
 
 transformers = pytest.importorskip("transformers")
 

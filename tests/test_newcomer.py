@@ -1,4 +1,4 @@
-"""The path of somebody new: the code of Start and of the README, in order, with nothing but what the package itself requires."""
+"""The path of somebody new: the code of Start and of the README, in order, with nothing but what the package and its samples require."""
 
 import base64
 import io
@@ -8,6 +8,7 @@ import re
 import subprocess
 import sysconfig
 import venv
+from configparser import ConfigParser
 from importlib.metadata import distribution
 from pathlib import Path
 
@@ -26,7 +27,10 @@ START = next(
     if isinstance(entry, dict) and entry["part"] == "Start"
 )["chapters"]
 DATA = Path(os.environ.get("GRADCAM_NB_DATA", ROOT.parent / "shared/data"))
-# The kernel that runs the cells is no part of the package.
+SETTINGS = ConfigParser(delimiters=["="])
+SETTINGS.read(ROOT / "settings.ini", encoding="utf-8")
+# As the README says, `gradcam-nb[samples]`. The kernel that runs the cells is no part of it.
+SAMPLES = [Requirement(one).name for one in SETTINGS["DEFAULT"]["samples_requirements"].split()]
 KERNEL = ["ipykernel"]
 
 
@@ -48,12 +52,12 @@ def required(names):
 
 @pytest.fixture(scope="module")
 def newcomer(tmp_path_factory):
-    """The Python of a fresh environment: in it the package, and the distributions that it requires, and no other."""
+    """The Python of a fresh environment: in it the package, the distributions that it and its samples require, and no other."""
     folder = tmp_path_factory.mktemp("newcomer")
     venv.create(folder, with_pip=False)
     paths = dict(base=str(folder), platbase=str(folder))
     there, packages = Path(sysconfig.get_path("purelib")), Path(sysconfig.get_path("purelib", vars=paths))
-    for name in required(["gradcam_nb", *KERNEL]) - {"gradcam-nb"}:
+    for name in required(["gradcam_nb", *SAMPLES, *KERNEL]) - {"gradcam-nb"}:
         # A package is linked, not copied: torch alone has gigabytes.
         tops = {file.parts[0] for file in distribution(name).files} - {"..", "__pycache__"}
         for top in tops:
@@ -90,7 +94,7 @@ def test_what_is_there(newcomer):
     def found(names):
         return set(subprocess.run([newcomer, "-c", look, *names], capture_output=True, text=True, check=True).stdout.split())
 
-    missing = {"nbdev", "fastcore", "pytest", "transformers", "pytorch_grad_cam", "captum", "playwright", "sklearn", "scipy", "jupyterlab"}
+    missing = {"nbdev", "fastcore", "pytest", "transformers", "pytorch_grad_cam", "captum", "playwright", "sklearn", "jupyterlab"}
     assert found(missing) == set()
     needed = {
         "torch",

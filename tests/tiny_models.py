@@ -22,11 +22,11 @@ def draw_zeroed_weights(model, std=1.0):
 
 
 def vgg11():
-    """torchvision's, with 512 channels in its head in place of 4,096: half a gigabyte less."""
+    """torchvision's, with 640 channels in its head in place of 4,096: half a gigabyte less."""
     features = vgg.make_layers(vgg.cfgs["A"], batch_norm=False)
     for module in features:
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
             nn.init.zeros_(module.bias)
-    head = nn.Sequential(nn.Linear(512 * 7 * 7, 512), nn.ReLU(inplace=True), nn.Linear(512, 1000))
+    head = nn.Sequential(nn.Linear(512 * 7 * 7, 640), nn.ReLU(inplace=True), nn.Linear(640, 1000))
     return nn.Sequential(OrderedDict(features=features, avgpool=nn.AdaptiveAvgPool2d(7), flat=nn.Flatten(), classifier=head))

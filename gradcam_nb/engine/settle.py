@@ -67,13 +67,14 @@ def _around(model, name):
 
 
 def _declared(model, name, found):
-    "The tokens that stand in front of the patches, where a model tells their number and the grid."
+    "The tokens that stand in front of the patches, where a model tells their number, and the grid or leaves no other."
     for module in _around(model, name):
         front = getattr(module, "num_prefix_tokens", None)
         if isinstance(front, int):
             said = f"{front} in front" if front else "none without a place"
-            told = [one for one in found if one.is_named and one.name.endswith(f", {said}") and one.name.startswith("tokens as")]
-            return told[0] if len(told) == 1 else None
+            told = [one for one in found if one.name.startswith("tokens as") and one.name.endswith(f", {said}")]
+            named = [one for one in told if one.is_named]
+            return (named or told)[0] if 1 in (len(named), len(told)) else None
     return None
 
 # %% ../../nbs/engine/settle.ipynb #629f9f32

@@ -9,7 +9,7 @@ __all__ = ['Reading', 'without_channels', 'readings']
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
-from itertools import permutations
+from itertools import permutations, product
 from math import inf, prod
 
 import torch
@@ -32,10 +32,18 @@ class Reading:
     has_spare: bool = False  # there are tokens without a place, and so readings that are a token off
 
 # %% ../../nbs/reshape/readings.ipynb #3bfcf0cc
+def _pooled(grid):
+    "What later stages of a network make of a grid: each axis halved some times, those of a picture alike."
+    for depth, side in product((1, 2, 4, 8), (1, 2, 4, 8, 16)):
+        yield tuple(-(-n // (depth if len(grid) == 3 and axis == 0 else side)) for axis, n in enumerate(grid))
+
+
 def _grids(tokens, size, known):
-    "Grids that so many tokens may fill, those that the model names first."
-    near = sorted({grid for *_, grid in patch_grids(size) if 1 < prod(grid) <= tokens <= prod(grid) + 9}, key=prod, reverse=True)
-    return list(dict.fromkeys([grid for grid in known if len(grid) == len(size) and 1 < prod(grid) <= tokens] + near))
+    "Grids that so many tokens may fill: those that the model names, what they are when pooled, and those of patches of any size."
+    known = [grid for grid in known if len(grid) == len(size)]
+    possible = [grid for one in known for grid in _pooled(one)] + [grid for *_, grid in patch_grids(size)]
+    near = sorted({grid for grid in possible if 1 < prod(grid) <= tokens <= prod(grid) + 9}, key=prod, reverse=True)
+    return list(dict.fromkeys([grid for grid in known if 1 < prod(grid) <= tokens] + near))
 
 
 def _orders(tokens, grid) -> Iterator:
@@ -138,4 +146,7 @@ def _likely_first(found, shape, size, batch):
     for i, one in enumerate(found):
         if wanted is not None and one.grid == tuple(wanted.shape[2:]) and one.transform(numbers).equal(wanted):
             return [replace(one, transform=likely), *found[:i], *found[i + 1 :]]
-    return found
+    if wanted is None:
+        return found
+    grid, of_patches = tuple(wanted.shape[2:]), len(shape) == 3
+    return [Reading(f"as its shape makes likely, {_times(grid)}", likely, grid, of_patches, has_spare=of_patches), *found]

@@ -14,8 +14,8 @@ from typing import Any
 from torch import nn
 
 from .. import targets
+from ..classes import class_names
 from ..explanation import saw
-from ..models import class_names
 
 # %% ../../nbs/widgets/questions.ipynb #08
 @dataclass(frozen=True)
