@@ -87,7 +87,8 @@ class Run:
                 raise ValueError(f"target_layers: {self.name(layer)!r} does not serve: {error}; {self.advice()}") from error
             if layer not in self.layouts:
                 self.layouts[layer] = layout
-                warn_if_unsure(repr(self.name(layer)), layout)
+                if layout.doubt:  # a name is sought in the whole model
+                    warn_if_unsure(repr(self.name(layer)), layout)
             laid = layout.reshape_transform(output)
         if not isinstance(laid, Tensor) or laid.ndim < 3 or laid.shape[0] != self.batch:
             shape = tuple(laid.shape) if isinstance(laid, Tensor) else type(laid).__name__

@@ -7,7 +7,7 @@ __all__ = ['plain', 'call_model', 'first_tensor', 'cut', 'first_picture', 'pictu
            'channels_taken', 'channels_axis', 'input_size', 'picture_channels', 'viewed']
 
 # %% ../../nbs/engine/inputs.ipynb #9b44cc6a
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -136,7 +136,7 @@ def is_film(
     "Whether frames stand before channels, `B × T × C × H × W`."
     if t.ndim != 5 or getattr(model, "channels_first", False):
         return False
-    taken = channels_taken(model, 3) or channels_taken(model, 2) if model else []
+    taken = [*channels_taken(model, 3)] or [*channels_taken(model, 2)] if model else []
     for some in (taken, taken[:1]):  # all convolutions, or the one that is defined first
         if (t.shape[1] in some) != (t.shape[2] in some):
             return t.shape[2] in some
@@ -146,10 +146,12 @@ def is_film(
 def channels_taken(
     model: nn.Module,
     dimensions: int,  # of the convolutions
-) -> list[int]:  # in the order of their definition
+) -> Iterator[int]:  # in the order of their definition
     "The numbers of channels that a model's convolutions take."
-    convs = [module for module in model.modules() if hasattr(module, "in_channels")]
-    return [conv.in_channels for conv in convs if isinstance(size := getattr(conv, "kernel_size", None), tuple) and len(size) == dimensions]
+    for module in model.modules():
+        size = getattr(module, "kernel_size", None)
+        if isinstance(size, tuple) and len(size) == dimensions and hasattr(module, "in_channels"):
+            yield module.in_channels
 
 
 def channels_axis(

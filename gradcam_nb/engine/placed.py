@@ -83,7 +83,7 @@ def _with_picture(inputs, change):
 
 # %% ../../nbs/engine/placed.ipynb #f31d6bdc
 def _check_frames(model, t):
-    taken = channels_taken(model, 3) or channels_taken(model, 2)
+    taken = [*channels_taken(model, 3)] or [*channels_taken(model, 2)]
     if is_film(t) and not {t.shape[1], t.shape[2]} & set(taken):
         raise ValueError(
             f"input_tensor: {tuple(t.shape)} may be {t.shape[1]} frames of {t.shape[2]} channels, or {t.shape[1]} channels of {t.shape[2]}"
@@ -102,9 +102,11 @@ def check_places(
         _check_frames(model, t)
     if t is None or t.ndim not in (3, 4) or t.shape[1] == t.shape[-1]:
         return
-    takes = channels_taken(model, t.ndim - 2)
-    of_pictures = channels_taken(model, 2) if t.ndim == 3 and not takes else []
-    if t.ndim == 3 and not takes and not of_pictures and not channels_taken(model, 3):
+    if t.shape[1] in channels_taken(model, t.ndim - 2):  # most often the first that is looked at
+        return
+    takes = [*channels_taken(model, t.ndim - 2)]
+    of_pictures = [*channels_taken(model, 2)] if t.ndim == 3 and not takes else []
+    if t.ndim == 3 and not takes and not of_pictures and not any(channels_taken(model, 3)):
         sizes = [getattr(module, name, None) for module in model.modules() for name in ("in_features", "input_size")]
         takes = [n for n in sizes if isinstance(n, int)]
     if t.shape[1] not in takes and t.shape[-1] in takes:

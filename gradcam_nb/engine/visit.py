@@ -14,7 +14,7 @@ from functools import update_wrapper
 from torch import nn
 from torch.jit import ScriptModule
 
-from .as_found import plain_kernels, put_back, remember
+from .as_found import forgets, plain_kernels, put_back, remember
 from .inputs import picture_tensor
 from .modes import left_on
 
@@ -115,7 +115,8 @@ def evaluating(
         on = left_on(inner, modes) if any(modes.values()) else ()
         for module, mode in modes.items():
             _visits.setdefault(module, [0, mode])[0] += 1
-            remember(module)
+            if not forgets(type(module)):
+                remember(module)
             if mode and module not in on:
                 module.training = False
     try:
@@ -128,7 +129,8 @@ def evaluating(
                 visit[0] -= 1
                 if not visit[0]:
                     del _visits[module]
-                    put_back(module)
+                    if not forgets(type(module)):
+                        put_back(module)
                     if visit[1]:
                         module.training = True
 
