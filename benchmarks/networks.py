@@ -51,7 +51,7 @@ def nothing_told(name, batch):
 
 
 def _rows(name, batch):
-    group, rounds = f"{name}, batch {batch}", 40 if batch == 1 else 15
+    group, rounds = f"{name}, batch {batch}", 200 if batch == 1 else 15
     return [
         Case(group, "forward", partial(forward, name, batch), rounds=rounds),
         Case(group, "GradCAM", partial(told, "GradCAM", name, batch), 1.15),
