@@ -45,19 +45,17 @@ def _explain(args):
     fitting = [args.model or default_model(image) for image in args.images]
     models = {name: load_model(name, args.arch, args.device, args.classes) for name in dict.fromkeys(fitting)}
     explained = []
-    asked, shown = list(zip(args.images, fitting, _stems(args.images))), dict(whole=args.whole, upscale=args.upscale)
+    asked = list(zip(args.images, fitting, _stems(args.images)))
+    how = dict(_how(args), whole=args.whole, upscale=args.upscale)
     for image, name, stem in tqdm(asked, disable=None if len(asked) > 3 else True):
-        e = explain(image, models[name], method=method, target=args.target, layer=args.layer, **_how(args), **shown)
+        e = explain(image, models[name], method=method, target=args.target, layer=args.layer, **how)
         e.model = name
         explained.append((image, e, e.save(out, stem)))
     for image, e, files in explained:
         print(f"{image}: {e.model} saw {', '.join(map(str, e.top[:3]))}")
         part = "" if e.share > 0.995 else f"; the network saw {e.share:.0%} of the picture, see --whole"
-        print(
-            f"  {e.method} at {e.where} for {e.target}, score {e.target.score:.2f}{part}",
-            f"  {', '.join(map(str, files.values()))}",
-            sep="\n",
-        )
+        print(f"  {e.method} at {e.where} for {e.target}, score {e.target.score:.2f}{part}")
+        print(f"  {', '.join(map(str, files.values()))}")
 
 
 def _demo(args):

@@ -56,9 +56,9 @@ def explain(
         network = unwrap(model)
     else:
         raise ValueError("arch, device: got one with a model that is made already; pass it as it is, where it is")
-    if preprocess is None or isinstance(preprocess, Preprocess):
-        preprocess = preprocess or preprocess_of(network, picture)
-    else:
+    if preprocess is None:
+        preprocess = preprocess_of(network, picture)
+    elif not isinstance(preprocess, Preprocess):
         preprocess = preprocess_for(network, preprocess)
     if whole:
         preprocess = replace(preprocess, resize="squash", crop_pct=1.0)

@@ -24,6 +24,7 @@ from gradcam_nb import (
     explain,
     list_layers,
 )
+from gradcam_nb.compat import torchcam
 from gradcam_nb.engine.record import record
 from gradcam_nb.engine.settle import settle_layout
 
@@ -275,6 +276,21 @@ def orders(spare):
 def test_attention_methods_know_the_order_of_their_tokens(method, spare):
     x = torch.randn(2, 3, 32, 48, generator=torch.Generator().manual_seed(1))
     usual, *others = [method(Attending(order, spare).eval())(x, 1) for order in orders(spare)]
+    for heat in others:
+        torch.testing.assert_close(heat, usual, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("spare", [1, 5])
+def test_legrad_of_torchcams_interface_knows_it_too(spare):
+    x = torch.randn(1, 3, 32, 48, generator=torch.Generator().manual_seed(1))
+
+    def drawn(order):
+        model = Attending(order, spare).eval()
+        with torchcam.LeGrad(model, [model.first, model.second]) as extractor:
+            return extractor(1, model(x))[0]
+
+    usual, *others = [drawn(order) for order in orders(spare)]
+    assert usual.shape[-2:] == (4, 6)
     for heat in others:
         torch.testing.assert_close(heat, usual, rtol=1e-3, atol=1e-4)
 

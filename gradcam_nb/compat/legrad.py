@@ -15,7 +15,6 @@ from .extractor import Extractor
 from .watched_block import WatchedBlock
 from ..core.heatmap import stretch
 from ..methods import legrad
-from ..reshape.vit import token_grid
 from ..targets.resolve import resolve_targets, total_score
 
 # %% ../../nbs/compat/legrad.ipynb #09
@@ -91,14 +90,15 @@ class LeGrad(Extractor):
             raise ValueError("score_projection: needed for blocks like torchvision's in another model; pass tokens -> class scores")
 
     def _maps(self, run):
-        tokens, prefix, shape = run.record.layers[-1].weights.shape[-1], self.prefix_tokens, self.grid_shape
+        layers, prefix, shape = run.record.layers, self.prefix_tokens, self.grid_shape
+        tokens = layers[-1].weights.shape[-1]
         if prefix is None and shape is None:
-            prefix, *shape = token_grid(tokens, run.size) or (0, 0)
+            (layers, prefix), shape = run.in_order(), tuple(run.order.shape)
         elif shape is None:
             shape = _square(tokens - prefix, None)
         elif prefix is None:
             prefix = tokens - torch.Size(shape).numel()
-        return [self._cam.get_patch_map(run.record.layers, prefix).unflatten(1, _square(tokens - prefix, tuple(shape)))]
+        return [self._cam.get_patch_map(layers, prefix).unflatten(1, _square(tokens - prefix, shape))]
 
 # %% ../../nbs/compat/legrad.ipynb #9d034d2b
 class OwnLeGrad(LeGrad):

@@ -19,7 +19,7 @@ from .rows import rows_of
 from ..engine.attention import AttentionRecord, record_attention
 from ..engine.attention_watch import Attention
 from ..engine.inputs import check_input, input_size
-from ..engine.settle import settle_layout, warn_if_unsure
+from ..engine.settle import settle_layout, warn_unsure
 from ..targets.resolve import resolve_targets, total_score
 from ..targets.rows import Rows
 
@@ -38,25 +38,25 @@ class AttentionRun:
     def batch(self):
         return len(self.targets)
 
+    def in_order(self) -> tuple[list[Attention], int]:
+        "The attentions with the tokens without a place in front, as they came, then the places in their order; how many are in front."
+        layers, order = self.record.layers, self.order.flatten()
+        count = layers[-1].weights.shape[-1]
+        front = torch.ones(count, dtype=torch.bool, device=order.device).index_fill(0, order, False).nonzero().flatten()
+        wanted = torch.cat([front, order])
+        if wanted.equal(torch.arange(count, device=order.device)):
+            return layers, len(front)
+
+        def turned(attention):
+            of_tokens = {name: getattr(attention, name) for name in ("queries", "keys", "values", "output", "output_gradient")}
+            over_pairs = {name: getattr(attention, name) for name in ("weights", "gradient")}
+            parts = {name: t[..., wanted, :] for name, t in of_tokens.items() if t is not None}
+            parts |= {name: t[..., wanted, :][..., wanted] for name, t in over_pairs.items() if t is not None}
+            return replace(attention, **parts)
+
+        return [turned(attention) for attention in layers], len(front)
+
 # %% ../../nbs/core/attention_cam.ipynb #09
-def _in_order(layers, order):
-    "The attentions with the tokens without a place in front, as they came, then the places in their order; how many are in front."
-    count = layers[-1].weights.shape[-1]
-    front = torch.ones(count, dtype=torch.bool, device=order.device).index_fill(0, order, False).nonzero().flatten()
-    wanted = torch.cat([front, order])
-    if wanted.equal(torch.arange(count, device=order.device)):
-        return layers, len(front)
-
-    def turned(attention):
-        of_tokens = {name: getattr(attention, name) for name in ("queries", "keys", "values", "output", "output_gradient")}
-        over_pairs = {name: getattr(attention, name) for name in ("weights", "gradient")}
-        parts = {name: t[..., wanted, :] for name, t in of_tokens.items() if t is not None}
-        parts |= {name: t[..., wanted, :][..., wanted] for name, t in over_pairs.items() if t is not None}
-        return replace(attention, **parts)
-
-    return [turned(attention) for attention in layers], len(front)
-
-
 class AttentionCAM(BaseCAM):
     "A heat map from a transformer's attentions: subclass it and say what each patch counts."
 
@@ -130,7 +130,8 @@ class AttentionCAM(BaseCAM):
             layout = settle_layout(self.model, attention.module, shape, inputs, tokens=tokens)
         except ValueError as error:
             raise ValueError(f"reshape_transform: {count} tokens are no grid on an input of {size}: {error}") from error
-        warn_if_unsure("the grid of tokens", layout)
+        if layout.doubt:
+            warn_unsure("the grid of tokens", layout)
         self.layouts = {attention.module: layout}
         return layout
 
@@ -138,7 +139,7 @@ class AttentionCAM(BaseCAM):
         "The heat maps of a run; `fusion` has no effect, for it is one map."
         if eigen_smooth:
             raise ValueError(f"eigen_smooth: {type(self).__name__} has no channels to find a component of; leave it out")
-        layers, prefix = _in_order(run.record.layers, run.order.flatten())
+        layers, prefix = run.in_order()
         # Half precision is for the model's passes, not for the map's own products.
         with torch.autocast(layers[-1].weights.device.type, enabled=False):
             patches = self.get_patch_map(layers, prefix)

@@ -19,7 +19,7 @@ from ..engine.inputs import first_tensor
 from ..engine.layout import Layout
 from ..engine.live import suggest_layer
 from ..engine.record import Record
-from ..engine.settle import settle_layout, warn_if_unsure
+from ..engine.settle import settle_layout, warn_unsure
 from ..reshape.fpn import fpn_reshape_transform, is_pyramid
 from ..targets.resolve import first_score
 
@@ -88,7 +88,7 @@ class Run:
             if layer not in self.layouts:
                 self.layouts[layer] = layout
                 if layout.doubt:  # a name is sought in the whole model
-                    warn_if_unsure(repr(self.name(layer)), layout)
+                    warn_unsure(repr(self.name(layer)), layout)
             laid = layout.reshape_transform(output)
         if not isinstance(laid, Tensor) or laid.ndim < 3 or laid.shape[0] != self.batch:
             shape = tuple(laid.shape) if isinstance(laid, Tensor) else type(laid).__name__

@@ -113,7 +113,10 @@ def evaluating(
         modes = {module: _visits[module][1] if module in _visits else module.training for module in modules}
         inner = names_of(model.model) if isinstance(model, FromInput) else modules
         on = left_on(inner, modes) if any(modes.values()) else ()
-        for module, mode in modes.items():
+        # Most modules of most models have nothing to put back.
+        visited = [module for module, mode in modes.items() if mode or not forgets(type(module))]
+        for module in visited:
+            mode = modes[module]
             _visits.setdefault(module, [0, mode])[0] += 1
             if not forgets(type(module)):
                 remember(module)
@@ -124,7 +127,7 @@ def evaluating(
             yield
     finally:
         with _lock:
-            for module in modules:
+            for module in visited:
                 visit = _visits[module]
                 visit[0] -= 1
                 if not visit[0]:

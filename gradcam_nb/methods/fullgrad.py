@@ -19,7 +19,7 @@ from ..core.run import Run, warn_if_blank
 from ..engine.inputs import input_size, picture_tensor
 from ..engine.layers import layers_in_order, settled_layers
 from ..engine.record import Record, record
-from ..engine.settle import warn_if_unsure
+from ..engine.settle import warn_unsure
 from ..engine.visit import FromInput
 from ..smoothing.eigen import first_component
 
@@ -49,12 +49,13 @@ def _biased(model, input_tensor):
     The module behind which the bias has been added -> the layer, and how that module lies on the picture.
     """
     places = {_place(layer): layer for layer in model.modules() if layer_bias(layer) is not None}
-    if places and not any(layer.module in places for layer in layers_in_order(model, input_tensor)):
+    settled = settled_layers(model, input_tensor, places)
+    if places and not settled and not any(layer.module in places for layer in layers_in_order(model, input_tensor)):
         raise ValueError(
             "model: none of its layers with a bias runs by itself, so what the biases add to the score cannot be seen; "
             "of an exported program, pass the network itself or torch.export.unflatten(program)"
         )
-    laid = {place.module: place for place in settled_layers(model, input_tensor, places) if torch.Size(place.grid).numel() > 1}
+    laid = {place.module: place for place in settled if torch.Size(place.grid).numel() > 1}
     found = [(place, layer, laid[place]) for place, layer in places.items() if place in laid]
     return {place: (layer, how) for place, layer, how in found if how.channels == len(layer_bias(layer))}
 
@@ -64,7 +65,7 @@ def _warn(places):
     doubtful = [place for place in places if place.layout.doubt]
     if doubtful:
         more = f" and {len(doubtful) - 1} layers more" if doubtful[1:] else ""
-        warn_if_unsure(f"{doubtful[0].name!r}{more}", doubtful[0].layout)
+        warn_unsure(f"{doubtful[0].name!r}{more}", doubtful[0].layout)
 
 
 def _rescaled(parts):

