@@ -6,6 +6,8 @@
 __all__ = ['list_methods', 'find_method', 'list_metrics']
 
 # %% ../nbs/catalogue.ipynb #0ec9b807
+from functools import partial
+
 from . import methods, metrics
 from .core.cam import BaseCAM
 from .metrics.metric import Metric
@@ -23,13 +25,17 @@ def _plain(name):
 
 # %% ../nbs/catalogue.ipynb #64f520d4
 def find_method(
-    method: type[BaseCAM] | str,  # a method of heat maps or its name; case, `-` and `_` do not matter
-) -> type[BaseCAM]:
-    "A heat-map method by name. Raises `ValueError` if there is none of this name, `TypeError` for what is not a name."
-    if isinstance(method, type) and issubclass(method, BaseCAM):
+    method: type[BaseCAM] | partial | str,  # a method of heat maps, with options or without, or its name; case, `-` and `_` do not matter
+) -> type[BaseCAM] | partial:  # called with a model and its layers, it gives the method
+    """A heat-map method by name; a class, or `partial(RISE, n_masks=1000)`, is returned as it is.
+
+    Raises `ValueError` if there is none of this name, `TypeError` for what is not a name.
+    """
+    kind = method.func if isinstance(method, partial) else method
+    if isinstance(kind, type) and issubclass(kind, BaseCAM):
         return method
     if not isinstance(method, str):
-        raise TypeError(f"method: got {type(method).__name__}; pass a name or a subclass of BaseCAM")
+        raise TypeError(f"method: got {type(method).__name__}; pass a name, a subclass of BaseCAM, or partial(RISE, n_masks=1000)")
     heat_maps = {name: item for name, item in list_methods().items() if issubclass(item, BaseCAM)}
     for name, item in heat_maps.items():
         if _plain(name) == _plain(method):

@@ -8,6 +8,7 @@ __all__ = ['explain']
 # %% ../nbs/explain.ipynb #03
 from collections.abc import Callable
 from dataclasses import replace
+from functools import lru_cache, partial
 
 from torch import nn
 
@@ -33,11 +34,17 @@ def likeliest_and_chosen(
     return top, top[0] if top and wanted is None else None
 
 # %% ../nbs/explain.ipynb #13
+@lru_cache(2)
+def _sample(name):
+    "A sample network that nobody else holds, so that explaining many pictures loads it once."
+    return load_model(name)
+
+
 def explain(
     image,  # a path, bytes, a PIL image, an array or tensor; or "photo:cat", or "scene:3", a scene of the package
     model: nn.Module | str | None = None,  # a model, or what `load_model` takes; left out: a sample network that fits the picture
     *,
-    method: type[BaseCAM] | str = "GradCAM",  # a method or its name
+    method: type[BaseCAM] | partial | str = "GradCAM",  # a method, its name, or `partial(RISE, n_masks=1000)`
     target=None,  # a class by index or name, or a callable; left out: the model's top class
     layer=None,  # as for a method: a module, a name, a number, or a list of them; left out: the last with places and a gradient
     arch: str | None = None,  # with a checkpoint: the name of its architecture
@@ -49,8 +56,10 @@ def explain(
 ) -> Explanation:
     "What the model saw in the picture, and where. Raises `ValueError` or `TypeError` for what it cannot explain."
     picture, method = read_picture(image), find_method(method)
-    model = default_model(image) if model is None else model
-    if isinstance(model, str):
+    if model is None:
+        model = default_model(image)
+        network = load_model(model, arch, device) if arch or device else _sample(model)
+    elif isinstance(model, str):
         network = load_model(model, arch, device)
     elif arch is None and device is None:
         network = unwrap(model)
@@ -85,7 +94,7 @@ def explain(
         chosen,
         top,
         model if isinstance(model, str) else type(network).__name__,
-        method.__name__,
+        type(cam).__name__,
         [names[module] for module in cam.target_layers],
         {names.get(module, "?"): str(layout) for module, layout in cam.layouts.items()},
     )
