@@ -6,6 +6,8 @@
 __all__ = ['GuidedBackpropReLUModel']
 
 # %% ../../nbs/methods/guided_backprop.ipynb #04
+from inspect import signature
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -20,20 +22,34 @@ from ..targets.resolve import resolve_targets, total_score
 
 # %% ../../nbs/methods/guided_backprop.ipynb #09
 class _GuidedReLU(torch.autograd.Function):
-    "A ReLU that lets a gradient pass only where it and what was given are positive."
+    "A ReLU, perhaps with a ceiling, that lets a gradient pass only where it is positive, and the plain ReLU lets it pass."
 
     @staticmethod
-    def forward(ctx, given):
-        ctx.save_for_backward(given > 0)
-        return given.clamp(min=0)
+    def forward(ctx, given, ceiling):
+        ctx.save_for_backward((given > 0) & (given < ceiling))
+        return given.clamp(0, ceiling)
 
     @staticmethod
     def backward(ctx, gradient):
-        return gradient.clamp(min=0) * ctx.saved_tensors[0]
+        return gradient.clamp(min=0) * ctx.saved_tensors[0], None
 
 
-_IN_PLACE = {torch.relu_, Tensor.relu_}
-_RELUS = _IN_PLACE | {F.relu, torch.relu, Tensor.relu}
+_IN_PLACE = {torch.relu_, Tensor.relu_, F.hardtanh_}
+_RELUS = {F.relu, torch.relu, Tensor.relu, torch.relu_, Tensor.relu_}
+_HARDTANH = signature(F.hardtanh)
+
+
+def _as_relu(function, args, kwargs):
+    "What a call of a ReLU is given, its ceiling, and whether it is written to; None for any other call."
+    if function in _RELUS or function is F.relu6:
+        given, *inplace = *args, *kwargs.values()
+        return given, 6.0 if function is F.relu6 else torch.inf, any(inplace)
+    if function in (F.hardtanh, F.hardtanh_):
+        call = _HARDTANH.bind(*args, **kwargs)
+        call.apply_defaults()
+        given, low, high, inplace = call.args
+        return (given, high, inplace) if low == 0 else None
+    return None
 
 
 class Guided(TorchFunctionMode):
@@ -41,12 +57,12 @@ class Guided(TorchFunctionMode):
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if function not in _RELUS:
+        relu = _as_relu(function, args, kwargs)
+        if relu is None:
             return function(*args, **kwargs)
-        # A ReLU takes two arguments, by place or by name: the tensor, and whether it is written to.
-        given, *inplace = *args, *kwargs.values()
-        guided = _GuidedReLU.apply(given)
-        return given.copy_(guided) if function in _IN_PLACE or any(inplace) else guided
+        given, ceiling, inplace = relu
+        guided = _GuidedReLU.apply(given, ceiling)
+        return given.copy_(guided) if inplace or function in _IN_PLACE else guided
 
 # %% ../../nbs/methods/guided_backprop.ipynb #10
 class GuidedBackpropReLUModel:
@@ -54,7 +70,7 @@ class GuidedBackpropReLUModel:
 
     Springenberg et al., *Striving for Simplicity: The All Convolutional Net*, ICLR 2015 workshop,
     [arXiv 1412.6806](https://arxiv.org/abs/1412.6806). Cost: one run of the model and one backward pass to the input.
-    Other activation functions (SiLU, GELU, leaky ReLU) and ReLUs inside TorchScript keep their own gradient.
+    ReLU6 is guided too. Other activation functions (SiLU, GELU, leaky ReLU) and ReLUs inside TorchScript keep their own gradient.
     """
 
     kind = "input gradient"
