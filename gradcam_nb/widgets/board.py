@@ -24,6 +24,8 @@ from ipywidgets import (
     Widget,
 )
 
+from ..samples.efficientnet import has_weights
+from ..samples.photos import PHOTOS
 from .controls import Choices, PointedPicture
 from .lists import method_choices
 from .running import Running
@@ -58,9 +60,10 @@ class Board(Running):
         self._make_answers()
 
     def _make_questions(self, models, model):
+        photos = [(f"photo: {name}", f"photo:{name}") for name, one in PHOTOS.items() if has_weights() and one.is_there()]
         scenes = [(f"scene {i}", f"scene:{i}") for i in range(1, 13)]
         self.model = Combobox(value=model, options=list(models), description="Model", continuous_update=False, **_wide())
-        self.sample = Dropdown(options=[("choose …", ""), *scenes], description="Sample", **_wide())
+        self.sample = Dropdown(options=[("choose …", ""), *photos, *scenes], description="Sample", **_wide())
         self.path = Text(placeholder="a file, such as photos/dog.jpg", description="File", continuous_update=False, **_wide())
         self.upload = FileUpload(accept="image/*", description="Upload a picture", layout=Layout(width="auto"))
         self.picture = BoundedIntText(0, 0, 0, description="Picture", **_wide())

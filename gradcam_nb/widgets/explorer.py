@@ -9,6 +9,7 @@ __all__ = ['Explorer']
 import html
 from pathlib import Path
 
+from ..ask import default_model
 from ..catalogue import list_methods
 from ..samples.efficientnet import SAMPLES
 from .board import Board
@@ -26,6 +27,7 @@ class Explorer(Board):
 
     def __init__(self, model=None, image=None, **how):  # as for `explore`
         self.own, self.how, self.using, self.quiet = model, how, how, False
+        self.fitting = model is None  # nobody has chosen a model: it goes with the picture
         self.session = Session(model, image if image is not None else "scene:3", **how)
         self.first = self.session.model
         self.setting = self.explanation = self.panel = None
@@ -52,7 +54,7 @@ class Explorer(Board):
             hear(shown, "clicked", self._pick)
         hear(self.sample, "value", typed(lambda name: self._open(images=name)))
         hear(self.path, "value", typed(lambda path: self._open(images=path)))
-        hear(self.model, "value", typed(lambda name: self._open(model=name)))
+        hear(self.model, "value", typed(self._chose))
         hear(self.upload, "value", self._uploaded)
         hear(self.picture, "value", lambda _: self._turned())
         hear(self.search, "value", typed(self._searched))
@@ -61,9 +63,15 @@ class Explorer(Board):
         if files:
             self._open(images={files[0]["name"]: bytes(files[0]["content"])})
 
+    def _chose(self, model):
+        if model == (self.session.model or OWN):
+            return self.say("")
+        self.fitting = False
+        self._open(model=model)
+
     def _open(self, model=None, images=None):
-        "Another model with the same pictures, or another picture with the same model."
-        before, using = self.session, self.using
+        "Another model with the same pictures, or another picture: with the same model, or the sample network that fits it."
+        before, using, fitting = self.session, self.using, self.fitting
         if model:
             using = self.how if model in (OWN, self.first) else {}
 
@@ -71,6 +79,8 @@ class Explorer(Board):
             if model:
                 found = Session(self.own if model == OWN else model, before.pictures, **using)
                 found.sources = before.sources
+            elif fitting and default_model(images) != before.model:
+                found = Session(None, images, **using)
             else:
                 found = Session(before.network, images, **using)
                 found.model = before.model
@@ -84,6 +94,7 @@ class Explorer(Board):
 
     def _opened(self, session):
         self.session, self.quiet = session, True
+        self.model.value = session.model or OWN
         self.picture.max, self.picture.value = len(session.pictures) - 1, 0
         self.picture.layout.display = None if len(session.pictures) > 1 else "none"
         self.layer.options, self.layer.value = layer_choices(session), [session.suggested]
