@@ -3,7 +3,7 @@
     python book/store_outputs.py [--all] page ...
 
 Cells flagged slow, net or cuda keep the outputs that they have; `--all` runs them too. What a widget
-shows needs a kernel, and is not stored.
+shows needs a kernel, and is not stored; nor is what is said beside the results, such as how long a run will take.
 """
 
 import argparse
@@ -34,7 +34,9 @@ def store(page: Path, flags: list[str]):
     for number, (source, outputs) in skipped.items():
         notebook.cells[number].update(source=source, outputs=outputs)
     for cell in notebook.cells:
-        for output in cell.get("outputs", []):
+        outputs = cell.get("outputs", [])
+        outputs[:] = [output for output in outputs if output.get("name") != "stderr"]
+        for output in outputs:
             output.get("data", {}).pop(WIDGET, None)
     notebook.metadata.pop("widgets", None)
     notebook.metadata.pop("language_info", None)

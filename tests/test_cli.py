@@ -1,5 +1,7 @@
 """The command line as a person meets it: a process of its own, files on disk."""
 
+import contextlib
+import io
 import json
 import subprocess
 import sys
@@ -11,6 +13,8 @@ import timm
 import torch
 from oracles_libraries import correlation, warned_line
 from PIL import Image
+
+from gradcam_nb.cli import main
 
 TOOL = Path(sys.executable).with_name("gradcam-nb")
 
@@ -91,9 +95,25 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("argv, says", BAD.values(), ids=BAD.keys())
-def test_bad_input(folder, tmp_path, argv, says):
-    status, out, err = call("explain", *argv, "--out", tmp_path / "out", cwd=folder)
+def inside(*argv):
+    """`call` without a process of its own, which would take seconds."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            status = main([str(one) for one in argv])
+        except SystemExit as stop:  # argparse's own errors
+            status = stop.code
+    return status, out.getvalue(), err.getvalue()
+
+
+FROM_THE_SHELL = ("missing file", "unknown option")  # an error of the command's own, and one of argparse's
+
+
+@pytest.mark.parametrize("run, case", [(call, case) for case in FROM_THE_SHELL] + [(inside, case) for case in BAD])
+def test_bad_input(folder, tmp_path, monkeypatch, run, case):
+    monkeypatch.chdir(folder)
+    argv, says = BAD[case]
+    status, out, err = run("explain", *argv, "--out", tmp_path / "out")
     assert status == 2, err
     assert says in err, err
     assert err.count("\n") == 1, err
@@ -111,8 +131,6 @@ def test_out_is_a_file(folder, tmp_path):
 
 
 def test_threshold(tmp_path):
-    from gradcam_nb.cli import main
-
     for share in ("0", "0.5"):
         assert main(["explain", "scene:3", "--threshold", share, "--out", str(tmp_path / share)]) == 0
     plain, cut = (np.load(tmp_path / share / "scene_3_heat_map.npy") for share in ("0", "0.5"))
@@ -192,7 +210,6 @@ def script(model, layer, rgb, method, aug_smooth=False):
 def test_cam_draws_what_the_script_draws(tmp_path, capsys, method, flags):
     from gradcam_nb import load_model
     from gradcam_nb.ask import read_picture
-    from gradcam_nb.cli import main
     from gradcam_nb.compat.pytorch_grad_cam.script import cam_pictures
 
     picture = read_picture("scene:3").crop((0, 0, 128, 100)).resize((160, 125))
@@ -225,7 +242,6 @@ def test_cam_draws_what_the_script_draws(tmp_path, capsys, method, flags):
 def test_cam_smooths_by_the_first_component(tmp_path, monkeypatch):
     from gradcam_nb import GradCAM, load_model, preprocess_for
     from gradcam_nb.ask import read_picture
-    from gradcam_nb.cli import main
     from gradcam_nb.compat.pytorch_grad_cam import script
 
     drawn, draw = [], script.cam_pictures
@@ -326,8 +342,6 @@ CAM_BAD = {
 
 @pytest.mark.parametrize("argv, says", CAM_BAD.values(), ids=CAM_BAD.keys())
 def test_cam_bad_input(folder, tmp_path, capsys, monkeypatch, argv, says):
-    from gradcam_nb.cli import main
-
     monkeypatch.chdir(folder)
     try:
         status = main(["cam", "--output-dir", str(tmp_path / "out"), *argv])
@@ -342,8 +356,6 @@ def test_cam_bad_input(folder, tmp_path, capsys, monkeypatch, argv, says):
 
 
 def test_cam_writes_all_or_none(tmp_path, capsys, monkeypatch):
-    from gradcam_nb.cli import main
-
     saved = Image.Image.save
 
     def full(image, file, *args, **options):

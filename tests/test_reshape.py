@@ -449,6 +449,7 @@ def test_videos(which):
     assert (name(layer), layer.grid) == (transform, grid)
 
 
+@pytest.mark.slow
 def test_mvit_v1_b():
     """The whole network, a clip of its own size: 16 frames of 224 × 224."""
     torch.manual_seed(0)
