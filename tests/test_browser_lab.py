@@ -420,3 +420,32 @@ def test_screens(shown, expected, session):
 
 def _brightness(colour):
     return sum(float(part) for part in colour[colour.index("(") + 1 : -1].split(",")[:3]) / 3
+
+
+KEYS = ["ArrowDown", "ArrowUp", "a", "b", "x", "c", "v", "z", "m", "y", "1", "d", "d", "0", "0", "Escape", "Shift+M", "Enter", "Space"]
+
+
+def test_keys_belong_to_the_panel(shown):
+    """Each of them is a command of the notebook's, were the focus elsewhere: insert, cut, delete, merge a cell, restart the kernel."""
+    page, root = shown.page, shown.root
+    cells = page.locator(".jp-Notebook .jp-Cell")
+    before, code = cells.count(), cells.all_inner_texts()
+    boxes = root.locator("input[type=checkbox]")
+    controls = [root.get_by_label(name, exact=True).first for name in ("Method", "Target", LAYER, "Colours", "Sample")]
+    controls += [boxes.nth(0), root.locator(".gradcam-nb img").first, shown.slider("Opacity"), root.get_by_role("tab").first]
+    for control in controls:
+        control.focus()
+        for key in KEYS:
+            page.keyboard.press(key)
+            control.focus()
+        assert cells.count() == before
+        assert root.is_visible()
+        assert page.get_by_role("dialog").count() == 0
+    assert [text.partition("\n")[0] for text in cells.all_inner_texts()] == [text.partition("\n")[0] for text in code]
+    shown.choose("Method", "GradCAM")
+    method = root.get_by_label("Method", exact=True).first
+    method.focus()
+    page.keyboard.press("ArrowDown")
+    assert method.evaluate("e => e.selectedOptions[0].value") != "GradCAM"
+    page.keyboard.press("Tab")
+    assert root.evaluate("root => root.contains(document.activeElement)")

@@ -26,7 +26,7 @@ from ipywidgets import (
 
 from ..samples.efficientnet import has_weights
 from ..samples.photos import PHOTOS
-from .controls import Choices, PointedPicture
+from .controls import Choices, OwnKeys, PointedPicture
 from .lists import method_choices
 from .running import Running
 
@@ -104,7 +104,8 @@ class Board(Running):
             Tab(list(tabs.values()), titles=list(tabs)),
         ]
         came = VBox(came, layout=Layout(flex="3 1 520px", min_width="0"))
-        self.children = [_row([asked, came], align_items="flex-start")]
+        self.children = [_row([asked, came], align_items="flex-start"), OwnKeys()]
+        self.add_class("gradcam-nb-panel")
 
     def _titled(self, title, shown):
         return VBox([title, shown], layout=Layout(flex="1 1 180px", min_width="0", max_width="400px", padding="0 8px 0 0"))
