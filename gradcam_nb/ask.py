@@ -6,7 +6,7 @@
 __all__ = ['read_picture', 'default_model', 'preprocess_of', 'input_for', 'check_size', 'NamedClass', 'as_target']
 
 # %% ../nbs/ask.ipynb #6ec5e794
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from PIL import Image
@@ -95,8 +95,9 @@ class NamedClass(ClassifierOutputTarget):
         self,
         name: str | int,  # an index, a name, or a part of one
         model: nn.Module,  # whose classes are meant
+        names: Sequence[str] | None = None,  # of the classes; left out: the model's own
     ):
-        self.name, self.model, self.category = name, model, None
+        self.name, self.model, self.names, self.category = name, model, names, None
 
     def __call__(
         self,
@@ -104,7 +105,7 @@ class NamedClass(ClassifierOutputTarget):
     ) -> Tensor:  # the score of the class
         if output.ndim != 1:
             raise ValueError(f"target: got class {self.name!r}, but this model's output is no list of class scores; pass a callable")
-        self.category = find_class(self.name, class_names(self.model, len(output)))
+        self.category = find_class(self.name, class_names(self.model, len(output), self.names))
         return super().__call__(output)
 
     def __repr__(self):
@@ -114,6 +115,7 @@ class NamedClass(ClassifierOutputTarget):
 def as_target(
     target: Callable | str | int | None,  # what a user asks for: a target, or a class by index or name; None: the model's top class
     model: nn.Module,  # whose classes are meant
+    names: Sequence[str] | None = None,  # of the classes; left out: the model's own
 ) -> Callable | None:
     "What a user asks for, as a method takes it."
-    return target if target is None or callable(target) else NamedClass(target, model)
+    return target if target is None or callable(target) else NamedClass(target, model, names)

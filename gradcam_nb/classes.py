@@ -6,6 +6,7 @@
 __all__ = ['class_names', 'read_names', 'find_class']
 
 # %% ../nbs/classes.ipynb #ac8d5e74
+from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -15,8 +16,16 @@ from torch import nn
 def class_names(
     model: nn.Module,
     classes: int,  # the number of its outputs
+    given: Sequence[str] | None = None,  # names from the user
 ) -> list[str]:  # a name for each
-    "The names of a model's classes: its own `classes`, those of its Hugging Face `config`, ImageNet's for a thousand, else numbers."
+    """The names of a model's classes: its own `classes`, those of its Hugging Face `config`, ImageNet's for a thousand, else numbers.
+
+    Names that are given go before all of these. Raises `ValueError` where they are not as many as the classes.
+    """
+    if given is not None:
+        if len(given) != classes:
+            raise ValueError(f"names: got {len(given)} for a model with {classes} classes; pass one for each")
+        return list(given)
     own = getattr(model, "classes", None)
     if own is not None and len(own) == classes:
         return list(own)

@@ -6,7 +6,7 @@
 __all__ = ['explain']
 
 # %% ../nbs/explain.ipynb #03
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
 
@@ -25,9 +25,10 @@ def likeliest_and_chosen(
     network: nn.Module,
     output,  # its answer to one picture
     wanted: Callable | None,  # from `as_target`
+    names: Sequence[str] | None = None,  # of the classes; left out: the network's own
 ) -> tuple[list[Seen], Seen | None]:
     "The five classes that a network thinks most likely, and the one that is explained; None for a target that is no class."
-    seen = saw(network, output)
+    seen = saw(network, output, names)
     top = sorted(seen, key=lambda one: -one.score)[:5]
     if isinstance(wanted, NamedClass):
         return top, seen[wanted.category]
@@ -49,6 +50,7 @@ def explain(
     layer=None,  # as for a method: a module, a name, a number, or a list of them; left out: the last with places and a gradient
     arch: str | None = None,  # with a checkpoint: the name of its architecture
     preprocess=None,  # a `Preprocess`, an image processor of Hugging Face, weights of torchvision; left out: the model's own
+    names: Sequence[str] | None = None,  # of the classes; left out: the model's own, ImageNet's for a thousand
     device=None,  # where to run; left out: where the model is
     whole: bool = False,  # show the network the whole picture, squashed to its size, where it would take the middle
     upscale: bool | None = None,  # a picture smaller than the network takes is enlarged; left out: with a warning; False: refused
@@ -76,7 +78,7 @@ def explain(
     if how.get("fusion") == "none":
         raise ValueError("fusion: got 'none', but an explanation has one map; pass another, or call the method itself")
     cam = method(network, layer)
-    wanted = as_target(target, network)
+    wanted = as_target(target, network, names)
     try:
         heat = cam(inputs, wanted, **how)[0]
     except (RuntimeError, AssertionError) as error:
@@ -85,7 +87,7 @@ def explain(
             f"model: it failed on an input of {tuple(inputs[0][None].shape)} ({reason});"
             " pass preprocess=, a Preprocess of the size that it takes"
         ) from error
-    top, chosen = likeliest_and_chosen(network, cam.outputs, wanted)
+    top, chosen = likeliest_and_chosen(network, cam.outputs, wanted, names)
     names = {module: name for name, module in network.named_modules()}
     return Explanation(
         picture,

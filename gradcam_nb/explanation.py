@@ -9,6 +9,7 @@ __all__ = ['Seen', 'saw', 'Explanation']
 import html
 import json
 from base64 import b64encode
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -42,6 +43,7 @@ class Seen:
 def saw(
     model: nn.Module,
     output,  # its answer to one picture
+    names: Sequence[str] | None = None,  # of the classes; left out: the model's own
 ) -> list[Seen]:  # in the order of the classes
     "What the model thinks of each class; nothing if its output is no list of class scores."
     try:
@@ -50,7 +52,7 @@ def saw(
         return []
     # A model whose classes do not exclude each other says so.
     probabilities = scores.sigmoid() if getattr(model, "multi_label", False) else scores.softmax(0)
-    names = class_names(model, len(scores))
+    names = class_names(model, len(scores), names)
     return [Seen(i, names[i], s, p) for i, (s, p) in enumerate(zip(scores.tolist(), probabilities.tolist()))]
 
 # %% ../nbs/explanation.ipynb #d367b4c9

@@ -145,7 +145,7 @@ def _img(image, size, alt):
     image = image.copy()
     image.thumbnail((size, size))
     # A third of a PNG. Colour is kept at every pixel, for it is what a heat map tells.
-    image.save(stored := BytesIO(), "JPEG", quality=85, subsampling=0)
+    image.save(stored := BytesIO(), "JPEG", quality=92, subsampling=0)
     width = round(size * image.width / max(image.size))
     source = f"data:image/jpeg;base64,{b64encode(stored.getvalue()).decode()}"
     return f'<img alt="{html.escape(alt)}" style="width: {width}px; max-width: 100%" src="{source}">'

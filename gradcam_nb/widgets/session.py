@@ -165,6 +165,7 @@ class Session:
                 target=setting.asked.target,
                 layer=list(setting.layers),
                 preprocess=self.preprocess(setting.picture),
+                names=self.names,
                 upscale=True,
                 **setting.how(),
             )
