@@ -55,7 +55,7 @@ def _explain(args):
     for image, e, files in explained:
         print(f"{image}: {e.model} saw {', '.join(map(str, e.top[:3]))}")
         part = "" if e.share > 0.995 else f"; the network saw {e.share:.0%} of the picture, see --whole"
-        print(f"  {e.method} at {e.where} for {e.target}, score {e.target.score:.2f}{part}")
+        print(f"  {e.made} for {e.target}, score {e.target.score:.2f}{part}")
         print(f"  {', '.join(map(str, files.values()))}")
 
 

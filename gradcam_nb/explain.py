@@ -97,6 +97,6 @@ def explain(
         top,
         model if isinstance(model, str) else type(network).__name__,
         type(cam).__name__,
-        [names[module] for module in cam.target_layers],
+        [names[module] for module in cam.target_layers] if cam.uses_layers else [],
         {names.get(module, "?"): str(layout) for module, layout in cam.layouts.items()},
     )

@@ -84,6 +84,11 @@ class Explanation:
         return ", ".join(self.layers) if len(self.layers) <= 3 else f"{len(self.layers)} layers"
 
     @property
+    def made(self):
+        "The method, and where it looked; a method that uses no layer names none."
+        return f"{self.method} at {self.where}" if self.layers else self.method
+
+    @property
     def share(self) -> float:
         "How much of the picture the network saw, from 0 to 1."
         left, top, right, bottom = self.region
@@ -143,7 +148,7 @@ class Explanation:
         return files
 
     def _repr_html_(self):
-        caption = f"{self.method} of {self.model} at {self.where}"
+        caption = f"{self.made} of {self.model}"
         if self.target:
             caption += f" for <b>{html.escape(self.target.name)}</b>"
         if self.share < 0.995:
@@ -156,4 +161,4 @@ class Explanation:
 
     def __repr__(self):
         saw = ", ".join(map(str, self.top[:3]))
-        return f"Explanation({self.method} of {self.model} at {self.where}, target: {self.target}, saw: {saw})"
+        return f"Explanation({self.made} of {self.model}, target: {self.target}, saw: {saw})"

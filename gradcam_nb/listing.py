@@ -7,10 +7,11 @@ __all__ = ['print_methods', 'print_layers', 'print_models', 'print_photos']
 
 # %% ../nbs/listing.ipynb #f4d76219
 def print_methods():
-    "Every method with its kind, what it costs, and its paper."
+    "Every method of heat maps with its kind, what it costs, and its paper: what `--method` takes."
     from gradcam_nb.catalogue import list_methods
+    from gradcam_nb.core.cam import BaseCAM
 
-    told = [(name, item.kind, item.cost, item.paper) for name, item in list_methods().items()]
+    told = [(name, item.kind, item.cost, item.paper) for name, item in list_methods().items() if issubclass(item, BaseCAM)]
     rows = [("method", "kind", "cost", "paper"), *told]
     *widths, _ = (max(map(len, column)) for column in zip(*rows))
     for *cells, paper in rows:

@@ -60,6 +60,7 @@ class AttentionRun:
 class AttentionCAM(BaseCAM):
     "A heat map from a transformer's attentions: subclass it and say what each patch counts."
 
+    uses_layers, needs = False, ("attention",)
     each_layer = mean_tokens = False  # as for `record_attention`
 
     def __init__(

@@ -67,6 +67,8 @@ class BaseCAM:
     """
 
     uses_gradients = uses_targets = True  # without targets: the same map whatever is asked
+    uses_layers = True  # without layers: the same map whatever `target_layers` says
+    needs: tuple[str, ...] = ()  # beyond a score: "attention", "class score", "mean pooling", "box"
     kind = "one gradient"  # or "no gradient", "perturbation", "attention", "input gradient", "yardstick"
     paper = cost = ""  # for lists: author, year, where; and what it costs
 

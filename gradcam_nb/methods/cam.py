@@ -31,7 +31,7 @@ class CAM(BaseCAM):
     where the score is not a linear layer of the mean activations, or the target is no class.
     """
 
-    uses_gradients = False
+    uses_gradients, needs = False, ("class score", "mean pooling")
     kind = "no gradient"
     paper, cost = "Zhou et al., 2016, arXiv 1512.04150", "1 forward"
 

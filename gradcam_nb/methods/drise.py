@@ -29,6 +29,7 @@ class DRISE(RISE):
     Raises `ValueError` where there is no such detection, and for `eigen_smooth` and `aug_smooth`.
     """
 
+    needs = ("box",)
     kind = "perturbation"
     paper, cost = "Petsiuk et al., 2021, arXiv 2006.03204", "5,000 forward (n_masks)"
 

@@ -81,6 +81,7 @@ class FinerCAM(AroundCAM):
     [arXiv 2501.11309](https://arxiv.org/abs/2501.11309). Cost: that of the base method.
     """
 
+    needs = ("class score",)
     kind = "one gradient"
     paper, cost = "Zhang et al., 2025, arXiv 2501.11309", "that of the base method"
 

@@ -97,6 +97,7 @@ class FullGrad(BaseCAM):
     the first call also runs one picture to find the layers. `target_layers` and `reshape_transform` are ignored.
     """
 
+    uses_layers = False
     kind = "input gradient"
     paper, cost = "Srinivas and Fleuret, 2019, arXiv 1905.00780", "1 forward, 1 backward to the input"
 

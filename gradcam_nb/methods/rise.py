@@ -67,6 +67,7 @@ class RISE(PerturbationCAM):
     Raises `ValueError` for options out of range and for `eigen_smooth`.
     """
 
+    uses_layers = False
     kind = "perturbation"
     paper, cost = "Petsiuk et al., 2018, arXiv 1806.07421", "4,000 forward (n_masks)"
 

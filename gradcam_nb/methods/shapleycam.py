@@ -61,6 +61,7 @@ class ShapleyCAM(GradCAM):
     Cost: one run of the model, the backward pass behind the layer, and for the Hessian two to three more of them.
     """
 
+    needs = ("class score",)
     kind = "one gradient"
     paper, cost = "Cai, 2025, arXiv 2501.06261", "1 forward, 3 to 4 backward behind the layer"
 

@@ -13,7 +13,7 @@ from ..ask import default_model
 from ..catalogue import list_methods
 from ..samples.efficientnet import SAMPLES
 from .board import Board
-from .lists import layer_choices, listed_questions
+from .lists import layer_choices, listed_questions, method_choices
 from .painting import Panel, png, raw_map
 from .panels import Compare, CopyCode, Measure, Save
 from .session import Session
@@ -134,6 +134,7 @@ class Explorer(Board):
         if not self.method.value or not self.layer.value or not self.target.value:
             return self.say("method, layer, target: choose one of each")
         asked = next(one for one in self.session.questions(self.picture.value) if one.code == self.target.value[0])
+        self._list_methods(asked)
         self._describe(self.method.value[0])
         self.fusion.layout.display = None if len(self.layer.value) > 1 else "none"
         how = dict(aug_smooth=self.aug.value, eigen_smooth=self.eigen.value, fusion=self.fusion.value)
@@ -146,6 +147,18 @@ class Explorer(Board):
             self._came(setting, session.explain(setting))
         else:
             self.run(setting.method, lambda: session.explain(setting), lambda explanation: self._came(setting, explanation))
+
+    def _list_methods(self, asked):
+        "Grey what cannot explain this question; where that was chosen, GradCAM can."
+        why = self.session.why_not(asked)
+        listed = method_choices(why)
+        if listed != self.method.options:
+            self.method.options = self.compare.methods.options = listed
+            self.compare.methods.value = [name for name in self.compare.methods.value if name not in why]
+        if self.method.value[0] in why:
+            self.quiet, before = True, self.quiet
+            self.method.value = ["GradCAM"]
+            self.quiet = before
 
     def _describe(self, name):
         "What a method does, in the line below the list."
@@ -168,7 +181,8 @@ class Explorer(Board):
         self.shown[1].value = png(self.panel.painted(heat, **self.colours))
         self.shown[2].value = png(raw_map(heat, self.colormap.value, self.threshold.value))
         picture = Path(self.session.sources[setting.picture].strip("'")).name
-        titles = picture, setting.asked.label, f"{setting.method} at {' + '.join(setting.layers)}"
+        at = f" at {' + '.join(setting.layers)}" if setting.uses_layers else ""
+        titles = picture, setting.asked.label, f"{setting.method}{at}"
         for title, shown, text in zip(self.titles, self.shown, titles):
             title.value, shown.alt = f"<b>{html.escape(text)}</b>", text
         self.copy.paint()

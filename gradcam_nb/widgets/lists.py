@@ -6,6 +6,8 @@
 __all__ = ['KINDS', 'method_choices', 'layer_choices', 'listed_questions']
 
 # %% ../../nbs/widgets/lists.ipynb #03
+from collections.abc import Mapping
+
 from ..catalogue import list_methods
 from ..core.cam import BaseCAM
 from .questions import Asked
@@ -21,13 +23,16 @@ KINDS = {  # of methods, in the order of the list -> what the list calls them
 }
 
 
-def method_choices() -> list[dict]:  # for `Choices`
-    "Every method of heat maps, by its kind."
+def method_choices(
+    why_not: Mapping[str, str] = {},  # method -> why it does not serve
+) -> list[dict]:  # for `Choices`
+    "Every method of heat maps, by its kind; grey where it does not serve, and why."
     methods = {name: item for name, item in list_methods().items() if issubclass(item, BaseCAM)}
 
     def choice(name, item):
-        said = (item.__doc__ or "").splitlines()[0]
-        return dict(value=name, label=name, group=KINDS[item.kind], hint=f"{said} Cost: {item.cost}", disabled=False)
+        said, why = (item.__doc__ or "").splitlines()[0], why_not.get(name, "")
+        label = f"{name}  ({why})" if why else name
+        return dict(value=name, label=label, group=KINDS[item.kind], hint=f"{said} Cost: {item.cost}", disabled=bool(why))
 
     def rank(name):
         return list(KINDS).index(methods[name].kind), name != "GradCAM"

@@ -8,6 +8,7 @@ __all__ = ['Session']
 # %% ../../nbs/widgets/session.ipynb #03
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import torch
 from PIL.Image import Image
@@ -27,6 +28,7 @@ from ..metrics.metric import ask_metric
 from ..models import load_model
 from ..targets.resolve import resolve_targets, total_score
 from .questions import Asked, offering_targets, questions
+from .serving import what_it_has, why_not
 from .setting import Setting, code_of
 
 # %% ../../nbs/widgets/session.ipynb #10
@@ -83,6 +85,7 @@ class Session:
         laid = [layer for layer in self.layers if layer.grid is not None and torch.Size(layer.grid).numel() > 1]
         self.live = {layer.name for layer in live_layers(self.network, laid, self.tensor(0), score)}
         self.suggested = suggest_layer(self.network, self.tensor(0), score).name
+        self.why_not = partial(why_not, what_it_has(self.network, self.tensor(0), self.questions(0)[0], self.suggested))
 
     def _score(self, asked):
         return lambda output: total_score(resolve_targets(asked.target, output, 1), output)

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from .. import targets
+from ..catalogue import find_method
 from ..imaging.preprocess import Preprocess
 from .questions import Asked
 
@@ -27,11 +28,15 @@ class Setting:
     eigen_smooth: bool = False
     fusion: str = "mean"
 
+    @property
+    def uses_layers(self) -> bool:
+        return find_method(self.method).uses_layers
+
     def how(self):
         "What is told to the method, and is not as usual."
         smooth = dict(aug_smooth=self.aug_smooth, eigen_smooth=self.eigen_smooth)
         how = {key: value for key, value in smooth.items() if value}
-        if len(self.layers) > 1 and self.fusion != "mean":
+        if self.uses_layers and len(self.layers) > 1 and self.fusion != "mean":
             how["fusion"] = self.fusion
         return how
 
@@ -58,7 +63,9 @@ def code_of(
 ) -> str:
     "The Python that gives a setting's picture."
     layers = setting.layers[0] if len(setting.layers) == 1 else list(setting.layers)
-    options = [f"method={setting.method!r}", f"target={setting.asked.code}", f"layer={layers!r}"]
+    options = [f"method={setting.method!r}", f"target={setting.asked.code}"]
+    if setting.uses_layers:
+        options.append(f"layer={layers!r}")
     if preprocess is not None:
         options.append(f"preprocess={preprocess!r}")
     if upscale:
