@@ -39,12 +39,12 @@ _RELUS = {F.relu, torch.relu, Tensor.relu, torch.relu_, Tensor.relu_}
 _HARDTANH = signature(F.hardtanh)
 
 
-def _as_relu(function, args, kwargs):
+def _as_relu(function, args, kwargs, relu6):
     "What a call of a ReLU is given, its ceiling, and whether it is written to; None for any other call."
-    if function in _RELUS or function is F.relu6:
+    if function in _RELUS or relu6 and function is F.relu6:
         given, *inplace = *args, *kwargs.values()
         return given, 6.0 if function is F.relu6 else torch.inf, any(inplace)
-    if function in (F.hardtanh, F.hardtanh_):
+    if relu6 and function in (F.hardtanh, F.hardtanh_):
         call = _HARDTANH.bind(*args, **kwargs)
         call.apply_defaults()
         given, low, high, inplace = call.args
@@ -55,9 +55,16 @@ def _as_relu(function, args, kwargs):
 class Guided(TorchFunctionMode):
     "Every ReLU call of this thread is guided."
 
+    def __init__(
+        self,
+        relu6: bool = True,  # those with a ceiling too
+    ):
+        super().__init__()
+        self.relu6 = relu6
+
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        relu = _as_relu(function, args, kwargs)
+        relu = _as_relu(function, args, kwargs, self.relu6)
         if relu is None:
             return function(*args, **kwargs)
         given, ceiling, inplace = relu
@@ -80,8 +87,10 @@ class GuidedBackpropReLUModel:
         self,
         model: nn.Module,  # left exactly as it was found
         device=None,  # where the pictures are moved to; left out: they stay where they are
+        *,
+        relu6: bool = True,  # guide ReLU6 too; False: as pytorch_grad_cam and captum, which leave it its own gradient
     ):
-        self.model, self.device = unwrap(model), device
+        self.model, self.device, self.relu6 = unwrap(model), device, relu6
 
     def __call__(
         self,
@@ -101,7 +110,7 @@ class GuidedBackpropReLUModel:
                 warn_caller("guided gradient is zero: the score has no gradient at the input, as quantised layers have none")
             return total
 
-        with Guided():
+        with Guided(self.relu6):
             r = record(whole, [whole.input], input_img.to(self.device), score)
         (gradients,), _ = r.gradients[whole.input][0]
         return gradients

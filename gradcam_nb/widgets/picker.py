@@ -16,7 +16,8 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import nn
 
 from ..ask import input_for, preprocess_of, read_picture
-from ..compare import compare
+from ..catalogue import find_method
+from ..compare import compare_layers
 from ..engine.visit import unwrap
 from ..imaging.overlay import overlay
 from ..imaging.read import read_image
@@ -36,17 +37,20 @@ def method_images(
     picture, network = read_picture(image), load_model(model) if isinstance(model, str) else unwrap(model)
     preprocess = preprocess_of(network, picture)
     tensor, region = input_for(network, picture, preprocess), preprocess.region(picture)
-    heats = {}
-    for layer in layers:
-        made = [method if isinstance(method, (str, type)) else method(network, layer) for method in methods]
-        heats[layer] = compare(network, tensor, made, target, target_layers=layer)
-    if not heats:
+    if not layers:
         raise ValueError("layers: got none; pass names of layers, such as those of list_layers")
-    return {
-        (method, layer): overlay(picture, heats[layer][method][0], region=region, **options)
-        for method in heats[layers[0]]
-        for layer in layers
-    }
+    plain = [method for method in methods if isinstance(method, (str, type))]
+    heats = compare_layers(network, tensor, plain, layers, target) if plain else {}
+    images = {}
+    for method in methods:
+        if method in plain:
+            name, maps = find_method(method).__name__, heats[find_method(method).__name__]
+        else:
+            made = {layer: method(network, layer) for layer in layers}
+            name, maps = type(made[layers[0]]).__name__, {layer: cam(tensor, target) for layer, cam in made.items()}
+        for layer in layers:
+            images[name, layer] = overlay(picture, maps[layer][0], region=region, **options)
+    return images
 
 # %% ../../nbs/widgets/picker.ipynb #b5c63f9e
 _SAMPLES = {  # the picture, its network, the ends of the network's stages

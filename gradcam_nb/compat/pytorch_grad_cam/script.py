@@ -50,7 +50,7 @@ def _taken(network, picture):
 
 def _guided(network, x, target):
     "The guided gradient at the input; a word where no ReLU was there to guide."
-    guided = GuidedBackpropReLUModel(network)(x, target)
+    guided = GuidedBackpropReLUModel(network, relu6=False)(x, target)
     if any(isinstance(module, nn.ReLU) for module in network.modules()):
         return guided
 
