@@ -1,11 +1,17 @@
 """Families of timm's classifiers: nothing told, see zoo.py."""
 
+import pytest
 import timm
 import zoo
 
 
 def test_nearly_all_work_and_the_book_says_which():
     zoo.check("timm")
+
+
+@pytest.mark.slow
+def test_the_layouts_are_measured_too():
+    zoo.check_layouts("timm")
 
 
 def test_there_are_many_families():

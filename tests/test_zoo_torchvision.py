@@ -1,5 +1,6 @@
 """Every family of torchvision's classifiers: nothing told, see zoo.py."""
 
+import pytest
 import torchvision
 import zoo
 from torchvision.models import get_model_builder, list_models
@@ -7,6 +8,11 @@ from torchvision.models import get_model_builder, list_models
 
 def test_nearly_all_work_and_the_book_says_which():
     zoo.check("torchvision")
+
+
+@pytest.mark.slow
+def test_the_layouts_are_measured_too():
+    zoo.check_layouts("torchvision")
 
 
 def test_no_family_is_missing():

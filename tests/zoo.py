@@ -178,8 +178,8 @@ def verified(model, layer, x):
     return "agrees" if layout.reshape_transform(numbers).equal(layer.reshape(numbers)) else str(layout)
 
 
-def row(library, family):
-    """A row of the table."""
+def row(library, family, verify=False):
+    """A row of the table; with `verify`, and what a measurement says of the layout: that doubles the time."""
     name, side, options = FAMILIES[library][family]
     model, x = build(library, name, options), blurred_noise(side)
     millions = sum(p.numel() for p in model.parameters()) / 1e6
@@ -206,7 +206,7 @@ def row(library, family):
             transform=getattr(layer.reshape, "func", layer.reshape).__name__,
             grid=" × ".join(map(str, layer.grid)),
             seconds=f"{seconds:.2f}",
-            verified=verified(model, layer, x),
+            verified=verified(model, layer, x) if verify else "",
         )
         blank = [str(w.message) for w in said if "blank" in str(w.message)]
         return found | dict(problem="" if heat.max() > heat.min() else "constant: " + "; ".join(blank))
@@ -240,9 +240,9 @@ def known_families(library):
     return list(TORCHVISION)
 
 
-def rows(library):
+def rows(library, verify=False):
     """All rows of a library."""
-    return [row(library, family) for family in known_families(library)]
+    return [row(library, family, verify) for family in known_families(library)]
 
 
 def stored():
@@ -256,10 +256,6 @@ def check(library):
     found = rows(library)
     failing = [f"{r['model']}: {r['problem']}" for r in found if r["problem"]]
     assert len(failing) <= 0.05 * len(found), failing
-    agreed = [r for r in found if r["verified"] == "agrees"]
-    print(f"{library}: the layer's layout is verified for {len(agreed)} of {len(found)} families")
-    assert not [(r["model"], r["verified"]) for r in found if r["verified"] not in ("agrees", "unsure", "")]
-    assert len(agreed) >= 0.75 * len(found)
     book = {r["family"]: r for r in stored() if r["library"] == library}
     if any(r["version"] != version(library) for r in book.values()):
         return
@@ -272,6 +268,15 @@ def check(library):
             if r[key] != told[key]:
                 differ.append(f"{r['model']}, {key}: {r[key]}, in the book {told[key]}")
     assert not differ, f"{anew}: {differ}"
+
+
+def check_layouts(library):
+    """A measurement agrees with the layout that was found, for most; it never finds another one."""
+    found = rows(library, verify=True)
+    agreed = [r for r in found if r["verified"] == "agrees"]
+    print(f"{library}: the layer's layout is verified for {len(agreed)} of {len(found)} families")
+    assert not [(r["model"], r["verified"]) for r in found if r["verified"] not in ("agrees", "unsure", "")]
+    assert len(agreed) >= 0.75 * len(found)
 
 
 def check_runs(library):
