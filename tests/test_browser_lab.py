@@ -308,10 +308,16 @@ def test_stop(shown, expected, session):
 
 
 def test_errors_in_plain_words(shown, expected, session):
-    shown.choose("Method", "AttentionRollout")
+    grey = shown.root.get_by_label("Method", exact=True).first.locator("option", has_text="AttentionRollout")
+    assert grey.is_disabled()
+    assert "no attention" in grey.inner_text()
+    file = shown.root.get_by_placeholder("a file, such as photos/dog.jpg")
+    file.fill("nowhere.jpg")
+    file.press("Enter")
     shown.root.locator("[role=alert]").wait_for()
-    assert "transformer" in shown.said()[0]
+    assert "nowhere.jpg" in shown.said()[0]
     assert "Traceback" not in shown.page.content()
+    shown.choose("Method", "LayerCAM")
     shown.choose("Method", "GradCAM")
     shown.until(
         expected(layers="layer2", method="GradCAM", asked=session.questions(0)[1], threshold=shown_threshold(shown), colormap="viridis")

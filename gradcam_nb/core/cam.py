@@ -66,11 +66,9 @@ class BaseCAM:
     them as they are; "none" leaves them side by side, `B × n × spatial`.
     """
 
-    uses_gradients = uses_targets = True  # without targets: the same map whatever is asked
-    uses_layers = True  # without layers: the same map whatever `target_layers` says
-    needs: tuple[str, ...] = ()  # beyond a score: "attention", "class score", "mean pooling", "box"
+    uses_gradients = uses_targets = uses_layers = True  # without targets or layers: the same map whatever they are
     kind = "one gradient"  # or "no gradient", "perturbation", "attention", "input gradient", "yardstick"
-    paper = cost = ""  # for lists: author, year, where; and what it costs
+    needs, paper, cost = (), "", ""  # needs: beyond a score, such as "attention" (`widgets.serving`); for lists: author, year, where; cost
 
     def __init__(
         self,
