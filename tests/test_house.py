@@ -136,8 +136,8 @@ def test_every_notebook_is_a_chapter_once():
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: str(p.relative_to(ROOT / "nbs")))
-def test_notebook(path, filtered):
-    """Links resolve, outputs are small and name no machine, and the book's filter leaves no directive."""
+def test_notebook(path):
+    """Links resolve, outputs are small and name no machine."""
     notebook = nbformat.read(path, 4)
     assert path.stat().st_size < 1_500_000
     for cell in notebook.cells:
@@ -149,6 +149,17 @@ def test_notebook(path, filtered):
         for output in cell.get("outputs", []):
             assert output.get("name") != "stderr"
             assert not re.search(r"/(root|home|tmp|work)/", said_by(output))
+
+
+def filtered_pages():
+    """All pages; of the methods', whose pickers run methods on photos for seconds, the two heaviest, and the others weekly."""
+    for path in NOTEBOOKS:
+        seldom = path.parent.name == "methods" and path.stem not in ("gradcam", "gradcam_elementwise")
+        yield pytest.param(path, marks=pytest.mark.slow if seldom else (), id=str(path.relative_to(ROOT / "nbs")))
+
+
+@pytest.mark.parametrize("path", filtered_pages())
+def test_the_filter_leaves_no_directive(path, filtered):
     written = filtered(path)
     no_directive_is_left(written)
     assert len(written.encode()) < 1_500_000, "a page of the book, its pickers and all, weighs at most 1.5 MB"
