@@ -155,8 +155,8 @@ def test_the_checks_of_the_house_and_the_book(copy):
     once = ["all_names", "chapter_once", "module_has_its_notebook", "its_methods", "its_metrics", "citations", "neighbours", "llms_txt"]
     files = ["tests/test_house.py", "tests/test_book.py", "tests/test_readme.py", "tests/test_browser_book.py"]
     said = copy.python("-m", "pytest", "-q", "-p", "no:cacheprovider", *files, "-k", " or ".join([*stems, *once]))
-    # A module: floors, private names, length. A page: links twice, headings, how it begins, its outputs. A method: its picker.
-    assert f"{4 * 3 + 4 * 5 + 1 + len(once)} passed" in said
+    # A module: floors, private names, length. A page: links twice, headings, how it begins, outputs, filter. A method: its picker.
+    assert f"{4 * 3 + 4 * 6 + 1 + len(once)} passed" in said
 
 
 def test_the_method_is_swept(copy):
