@@ -60,10 +60,9 @@ def _explain(args):
 
 
 def _demo(args):
-    from gradcam_nb.samples.efficientnet import has_weights
-    from gradcam_nb.samples.photos import PHOTOS
+    from gradcam_nb.ask import sample_photos
 
-    real = ["photo:cat"] if has_weights() and PHOTOS["cat"].is_there() else []
+    real = [photo for photo in sample_photos() if photo == "photo:cat"]
     if not real:
         print("photos and a network that knows them: pip install 'gradcam-nb[samples]'")
     _explain(_parser().parse_args(["explain", *real, "scene:3", "--whole", "--out", args.out]))

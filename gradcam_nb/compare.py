@@ -8,6 +8,7 @@ __all__ = ['compare', 'compare_layers']
 # %% ../nbs/compare.ipynb #03
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 from torch import Tensor, nn
 
@@ -19,7 +20,7 @@ from .engine.visit import find_layer, unwrap
 def compare(
     model: nn.Module,  # left as it was found
     input_tensor,  # what the model takes
-    methods: Sequence,  # names, classes or objects of methods
+    methods: Sequence,  # names, classes (with options: `partial(RISE, n_masks=1000)`) or objects of methods
     targets=None,  # as for a method; each picture's top class if left out
     *,
     target_layers=None,  # as for a method; found if left out
@@ -27,7 +28,7 @@ def compare(
     **how,  # `eigen_smooth`, `fusion`, `threshold`: as for a method's call
 ) -> dict[str, Tensor]:  # a method's name -> heat maps, `B × spatial`, in the order of `methods`
     "The heat maps of many methods; those that draw from a layer's activations and gradients share one run of the model."
-    made = [find_method(m)(model, target_layers, reshape_transform) if isinstance(m, (str, type)) else m for m in methods]
+    made = [find_method(m)(model, target_layers, reshape_transform) if isinstance(m, (str, type, partial)) else m for m in methods]
     if not made:
         raise ValueError("methods: got none; pass names, classes or objects of methods")
     # An object keeps its own layers, so only those made here share.
@@ -65,7 +66,7 @@ def _name(cam, i, made):
 def compare_layers(
     model: nn.Module,  # left as it was found
     input_tensor,  # what the model takes
-    methods: Sequence,  # names or classes of methods
+    methods: Sequence,  # names or classes of methods; with options: `partial(RISE, n_masks=1000)`
     layers: Sequence,  # modules or names
     targets=None,  # as for a method; each picture's top class if left out
     *,
@@ -79,13 +80,16 @@ def compare_layers(
         raise ValueError("layers: got none; pass modules or names")
     if not methods:
         raise ValueError("methods: got none; pass names or classes")
-    made = [find_method(m)(model, layers, reshape_transform) for m in methods]
+    makers = [find_method(m) for m in methods]
+    made = [make(model, layers, reshape_transform) for make in makers]
     sharing = [cam for cam in made if _shares(cam)]
     run, asked = _one_run(sharing, input_tensor, targets)
 
-    def maps(cam, layer):
+    def maps(cam, make, layer):
         if cam in sharing:
             return cam.draw(replace(run, layers=[layer]), **how)
-        return type(cam)(model, layer, reshape_transform)(input_tensor, asked, **how)
+        return make(model, layer, reshape_transform)(input_tensor, asked, **how)
 
-    return {type(cam).__name__: {names[layer]: maps(cam, layer) for layer in layers} for cam in made}
+    return {
+        _name(cam, i, made): {names[layer]: maps(cam, make, layer) for layer in layers} for i, (cam, make) in enumerate(zip(made, makers))
+    }

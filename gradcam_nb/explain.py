@@ -88,7 +88,7 @@ def explain(
             " pass preprocess=, a Preprocess of the size that it takes"
         ) from error
     top, chosen = likeliest_and_chosen(network, cam.outputs, wanted, names)
-    names = {module: name for name, module in network.named_modules()}
+    called = {module: name for name, module in network.named_modules()}
     return Explanation(
         picture,
         heat,
@@ -97,6 +97,6 @@ def explain(
         top,
         model if isinstance(model, str) else type(network).__name__,
         type(cam).__name__,
-        [names[module] for module in cam.target_layers] if cam.uses_layers else [],
-        {names.get(module, "?"): str(layout) for module, layout in cam.layouts.items()},
+        [called[module] for module in cam.target_layers] if cam.uses_layers else [],
+        {called.get(module, "?"): str(layout) for module, layout in cam.layouts.items()},
     )

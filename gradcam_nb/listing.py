@@ -8,10 +8,9 @@ __all__ = ['print_methods', 'print_layers', 'print_models', 'print_photos']
 # %% ../nbs/listing.ipynb #f4d76219
 def print_methods():
     "Every method of heat maps with its kind, what it costs, and its paper: what `--method` takes."
-    from gradcam_nb.catalogue import list_methods
-    from gradcam_nb.core.cam import BaseCAM
+    from gradcam_nb.catalogue import heat_map_methods
 
-    told = [(name, item.kind, item.cost, item.paper) for name, item in list_methods().items() if issubclass(item, BaseCAM)]
+    told = [(name, item.kind, item.cost, item.paper) for name, item in heat_map_methods().items()]
     rows = [("method", "kind", "cost", "paper"), *told]
     *widths, _ = (max(map(len, column)) for column in zip(*rows))
     for *cells, paper in rows:

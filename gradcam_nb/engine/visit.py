@@ -114,9 +114,8 @@ def evaluating(
         inner = names_of(model.model) if isinstance(model, FromInput) else modules
         on = left_on(inner, modes) if any(modes.values()) else ()
         # Most modules of most models have nothing to put back.
-        visited = [module for module, mode in modes.items() if mode or not forgets(type(module))]
-        for module in visited:
-            mode = modes[module]
+        visited = {module: mode for module, mode in modes.items() if mode or not forgets(type(module))}
+        for module, mode in visited.items():
             _visits.setdefault(module, [0, mode])[0] += 1
             if not forgets(type(module)):
                 remember(module)

@@ -43,12 +43,12 @@ def _as_relu(function, args, kwargs, relu6):
     "What a call of a ReLU is given, its ceiling, and whether it is written to; None for any other call."
     if function in _RELUS or relu6 and function is F.relu6:
         given, *inplace = *args, *kwargs.values()
-        return given, 6.0 if function is F.relu6 else torch.inf, any(inplace)
+        return given, 6.0 if function is F.relu6 else torch.inf, any(inplace) or function in _IN_PLACE
     if relu6 and function in (F.hardtanh, F.hardtanh_):
         call = _HARDTANH.bind(*args, **kwargs)
         call.apply_defaults()
         given, low, high, inplace = call.args
-        return (given, high, inplace) if low == 0 else None
+        return (given, high, inplace or function in _IN_PLACE) if low == 0 else None
     return None
 
 
@@ -69,7 +69,7 @@ class Guided(TorchFunctionMode):
             return function(*args, **kwargs)
         given, ceiling, inplace = relu
         guided = _GuidedReLU.apply(given, ceiling)
-        return given.copy_(guided) if inplace or function in _IN_PLACE else guided
+        return given.copy_(guided) if inplace else guided
 
 # %% ../../nbs/methods/guided_backprop.ipynb #10
 class GuidedBackpropReLUModel:

@@ -24,8 +24,7 @@ from ipywidgets import (
     Widget,
 )
 
-from ..samples.efficientnet import has_weights
-from ..samples.photos import PHOTOS
+from ..ask import sample_photos
 from .controls import Choices, OwnKeys, PointedPicture
 from .lists import method_choices
 from .running import Running
@@ -60,7 +59,7 @@ class Board(Running):
         self._make_answers()
 
     def _make_questions(self, models, model):
-        photos = [(f"photo: {name}", f"photo:{name}") for name, one in PHOTOS.items() if has_weights() and one.is_there()]
+        photos = [(photo.replace(":", ": "), photo) for photo in sample_photos()]
         scenes = [(f"scene {i}", f"scene:{i}") for i in range(1, 13)]
         self.model = Combobox(value=model, options=list(models), description="Model", continuous_update=False, **_wide())
         self.sample = Dropdown(options=[("choose …", ""), *photos, *scenes], description="Sample", **_wide())

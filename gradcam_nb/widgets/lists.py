@@ -8,8 +8,7 @@ __all__ = ['KINDS', 'method_choices', 'layer_choices', 'listed_questions']
 # %% ../../nbs/widgets/lists.ipynb #03
 from collections.abc import Mapping
 
-from ..catalogue import list_methods
-from ..core.cam import BaseCAM
+from ..catalogue import heat_map_methods
 from .questions import Asked
 
 # %% ../../nbs/widgets/lists.ipynb #08
@@ -27,7 +26,7 @@ def method_choices(
     why_not: Mapping[str, str] = {},  # method -> why it does not serve
 ) -> list[dict]:  # for `Choices`
     "Every method of heat maps, by its kind; grey where it does not serve, and why."
-    methods = {name: item for name, item in list_methods().items() if issubclass(item, BaseCAM)}
+    methods = heat_map_methods()
 
     def choice(name, item):
         said, why = (item.__doc__ or "").splitlines()[0], why_not.get(name, "")

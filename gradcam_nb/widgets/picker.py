@@ -10,19 +10,19 @@ import html
 import itertools
 from base64 import b64encode
 from collections.abc import Sequence
+from functools import partial
 from io import BytesIO
 
 from PIL import Image, ImageDraw, ImageFont
 from torch import nn
 
-from ..ask import input_for, preprocess_of, read_picture
-from ..catalogue import find_method
-from ..compare import compare_layers
+from ..ask import input_for, preprocess_of, read_picture, sample_photos
+from ..compare import compare, compare_layers
 from ..engine.visit import unwrap
 from ..imaging.overlay import overlay
 from ..imaging.read import read_image
 from ..models import load_model
-from ..samples.efficientnet import NAME, has_weights
+from ..samples.efficientnet import NAME
 
 # %% ../../nbs/widgets/picker.ipynb #08
 def method_images(
@@ -39,18 +39,15 @@ def method_images(
     tensor, region = input_for(network, picture, preprocess), preprocess.region(picture)
     if not layers:
         raise ValueError("layers: got none; pass names of layers, such as those of list_layers")
-    plain = [method for method in methods if isinstance(method, (str, type))]
-    heats = compare_layers(network, tensor, plain, layers, target) if plain else {}
-    images = {}
-    for method in methods:
-        if method in plain:
-            name, maps = find_method(method).__name__, heats[find_method(method).__name__]
-        else:
-            made = {layer: method(network, layer) for layer in layers}
-            name, maps = type(made[layers[0]]).__name__, {layer: cam(tensor, target) for layer, cam in made.items()}
+    if all(isinstance(method, (str, type, partial)) for method in methods):
+        heats = compare_layers(network, tensor, methods, layers, target)
+        images = {(method, layer): heats[method][layer] for method in heats for layer in layers}
+    else:
+        images = {}
         for layer in layers:
-            images[name, layer] = overlay(picture, maps[layer][0], region=region, **options)
-    return images
+            made = [method if isinstance(method, (str, type, partial)) else method(network, layer) for method in methods]
+            images |= {(name, layer): heat for name, heat in compare(network, tensor, made, target, target_layers=layer).items()}
+    return {key: overlay(picture, heat[0], region=region, **options) for key, heat in images.items()}
 
 # %% ../../nbs/widgets/picker.ipynb #b5c63f9e
 _SAMPLES = {  # the picture, its network, the ends of the network's stages
@@ -64,9 +61,10 @@ def sample_images(
     stages: Sequence[int] = (4, 3, 2, 1),
 ) -> dict[tuple[str, str, str], Image.Image]:  # ("photo" or "scene", method, stage) -> the picture with the heat map on it
     "The overlays of some methods on a photo and on a scene, stage by stage, each for the network's top class."
-    there = _SAMPLES if has_weights() else {"scene": _SAMPLES["scene"]}
     images = {}
-    for kind, (image, network, ends) in there.items():
+    for kind, (image, network, ends) in _SAMPLES.items():
+        if kind == "photo" and image not in sample_photos():
+            continue
         names = {ends[stage - 1]: f"stage {stage}" for stage in stages}
         for (method, layer), made in method_images(network, image, methods, list(names)).items():
             images[kind, method, names[layer]] = made

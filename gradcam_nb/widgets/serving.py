@@ -10,7 +10,7 @@ import warnings
 
 from torch import nn
 
-from ..catalogue import list_methods
+from ..catalogue import heat_map_methods
 from ..engine.attention import record_attention
 from ..methods.cam import CAM
 from .questions import Asked
@@ -56,5 +56,5 @@ def why_not(
 ) -> dict[str, str]:  # method -> why it does not serve; those that do are not in it
     "Which methods cannot explain a question, and why."
     has = {**has, "class score": _is_class(asked), "box": asked.box is not None}
-    lacking = {name: [need for need in getattr(kind, "needs", ()) if not has[need]] for name, kind in list_methods().items()}
+    lacking = {name: [need for need in kind.needs if not has[need]] for name, kind in heat_map_methods().items()}
     return {name: LACKING[needs[0]] for name, needs in lacking.items() if needs}
