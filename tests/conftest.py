@@ -21,7 +21,9 @@ FIRST = ["test_browser_lab.py", "test_browser_book.py", "test_newcomer.py", "tes
 
 
 def pytest_configure():
+    """A worker has a core of its own, and so have the programs that it starts: two that wait for each other's threads lose most of it."""
     torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 
 def pytest_collection_modifyitems(items):

@@ -6,6 +6,8 @@
 import csv
 import time
 import warnings
+from copy import deepcopy
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -178,10 +180,10 @@ def verified(model, layer, x):
     return "agrees" if layout.reshape_transform(numbers).equal(layer.reshape(numbers)) else str(layout)
 
 
-def row(library, family, verify=False):
+def row(library, family, model, verify=False):
     """A row of the table; with `verify`, and what a measurement says of the layout: that doubles the time."""
     name, side, options = FAMILIES[library][family]
-    model, x = build(library, name, options), blurred_noise(side)
+    x = blurred_noise(side)
     millions = sum(p.numel() for p in model.parameters()) / 1e6
     found = dict(
         library=library,
@@ -214,10 +216,9 @@ def row(library, family, verify=False):
         return found | dict(layer="", shape="", transform="", grid="", seconds="", verified="", problem=f"{type(error).__name__}: {error}")
 
 
-def runs_of_explain(library, family):
+def runs_of_explain(side, model):
     """How often the model runs while a scene is explained, with nothing told: the first time, and once the layout is known."""
-    name, side, options = FAMILIES[library][family]
-    model, runs = build(library, name, options), []
+    runs = []
     model.register_forward_hook(lambda *call: runs.append(1))
 
     def asked():
@@ -240,9 +241,26 @@ def known_families(library):
     return list(TORCHVISION)
 
 
+def models(library):
+    """Each family, the side of its picture, its model."""
+    for family in known_families(library):
+        name, side, options = FAMILIES[library][family]
+        yield family, side, build(library, name, options)
+
+
 def rows(library, verify=False):
     """All rows of a library."""
-    return [row(library, family, verify) for family in known_families(library)]
+    return [row(library, family, model, verify) for family, _, model in models(library)]
+
+
+@cache
+def rows_and_runs(library):
+    """All rows of a library, and the runs of each family; a model is built once, and what is learnt of a copy is not known of it."""
+    found, runs = [], {}
+    for family, side, model in models(library):
+        runs[family] = runs_of_explain(side, deepcopy(model))
+        found.append(row(library, family, model))
+    return found, runs
 
 
 def stored():
@@ -253,7 +271,7 @@ def stored():
 
 def check(library):
     """Nearly all work; and the book says so, if it was made with the same version of the library."""
-    found = rows(library)
+    found, _ = rows_and_runs(library)
     failing = [f"{r['model']}: {r['problem']}" for r in found if r["problem"]]
     assert len(failing) <= 0.05 * len(found), failing
     book = {r["family"]: r for r in stored() if r["library"] == library}
@@ -282,7 +300,7 @@ def check_layouts(library):
 def check_runs(library):
     """One run for each family but those that are named here, with the reason; the first time more where the layout is measured."""
     twice = {"coat"}  # its last layer is a convolution that every block shares, so its first calls come long before the end
-    runs = {family: runs_of_explain(library, family) for family in known_families(library)}
+    _, runs = rows_and_runs(library)
     assert {family for family, (_, again) in runs.items() if again != 1} <= twice, runs
     measured = {family: first - again for family, (first, again) in runs.items() if first > again}
     print(f"{library}: the layout is measured for {len(measured)} of {len(runs)} families, in runs: {measured}")

@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 from .layout import Layout, named_grids
 from .record import record
 from .settle import known_layout, settle_layout
+from .visit import names_of
 
 # %% ../../nbs/engine/layouts.ipynb #31e4f4ea
 def known_layouts(
@@ -26,9 +27,9 @@ def known_layouts(
     input_tensor,  # what the model was given
 ) -> dict[nn.Module, Layout]:  # of the layers that can have places
     "How layers lie on the picture as far as it is known without a run; else the reading that the shape makes likely, with a doubt."
-    grids, layouts = named_grids(model, input_tensor), {}
+    grids, names, layouts = named_grids(model, input_tensor), names_of(model), {}
     for layer, shape in shapes.items():
-        known, found = known_layout(model, layer, shape, input_tensor, grids=grids)
+        known, found = known_layout(model, layer, shape, input_tensor, grids=grids, name=names[layer])
         if known:
             layouts[layer] = known
         elif found:

@@ -115,13 +115,15 @@ def known_layout(
     input_tensor,  # what the model was given
     batch: int | None = None,  # how many pictures the shape is of; left out: as many as were given
     grids=None,  # as `named_grids` gives them, where many layers are asked about
+    name: str | None = None,  # of the layer in the model, where many are asked about
 ) -> tuple[Layout | None, list[Reading]]:  # the layout, if it is known; and the readings of the shape, if it is not
     "What is known of a layout without a run: by the shape and what the model declares, or since it was measured before."
     size, batch, shape = input_size(input_tensor, model), pictures_in(input_tensor) if batch is None else batch, tuple(shape)
     kept, key = _kept(model, layer, shape, size, batch)
     if key in kept:
         return (None, []) if isinstance(kept[key], str) else (kept[key], [])
-    return _told(model, layer, shape, size, batch, input_tensor, named_grids(model, input_tensor) if grids is None else grids)
+    name = names_of(model)[layer] if name is None else name
+    return _told(model, name, shape, size, batch, input_tensor, named_grids(model, input_tensor) if grids is None else grids)
 
 
 def settle_layout(
@@ -157,9 +159,9 @@ def warn_unsure(
     warn_caller(f"how {what} lies on the picture is likely, not sure: {layout.doubt}")
 
 
-def _told(model, layer, shape, size, batch, input_tensor, grids):
+def _told(model, name, shape, size, batch, input_tensor, grids):
     "The layout that the shape and the model's own words leave, or None; and all readings of the shape."
-    name, is_list = names_of(model)[layer], isinstance(input_tensor, list)
+    is_list = isinstance(input_tensor, list)
     if len(shape) == len(size) + 2 and shape[2:] == size and shape[1] != shape[-1] and shape[1] == picture_channels(model, input_tensor):
         return Layout("channels first, as the picture", as_it_is, size), []
     found = readings(shape, size, batch, grids)
@@ -173,7 +175,7 @@ def _told(model, layer, shape, size, batch, input_tensor, grids):
 
 
 def _settled(model, layer, shape, size, batch, input_tensor, tokens, calls):
-    told, found = _told(model, layer, shape, size, batch, input_tensor, named_grids(model, input_tensor))
+    told, found = _told(model, names_of(model)[layer], shape, size, batch, input_tensor, named_grids(model, input_tensor))
     found = [one for one in found if not tokens or one.name.startswith("tokens as")]
     if told and (not tokens or told.name.startswith("tokens as")):
         return told
