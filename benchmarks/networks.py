@@ -1,6 +1,6 @@
 """What a map costs on other networks: told the layer, and at the first call with nothing told. Random weights, 224 × 224."""
 
-from functools import partial
+from functools import lru_cache, partial
 
 import torch
 
@@ -15,6 +15,7 @@ NETWORKS = {
 }
 
 
+@lru_cache(1)  # one model for all rows of a group, as a program has; copies of its weights push each other out of the caches
 def network_and_input(name, batch):
     import timm
 

@@ -50,7 +50,7 @@ def normalize(
     "Divide each picture's map by its maximum."
     maps = maps.float().nan_to_num(nan=0.0)
     top = maps.flatten(1).amax(1).reshape(-1, *[1] * (maps.ndim - 1))
-    return torch.where(top > 0, maps / top, 0.0)
+    return maps / torch.where(top > 0, top, torch.inf)
 
 # %% ../../nbs/core/heatmap.ipynb #11
 def stretch(

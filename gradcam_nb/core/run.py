@@ -12,10 +12,9 @@ from operator import itemgetter
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
 
 from .blank import is_blank, warn_blank
-from ..engine.inputs import first_tensor
+from ..engine.inputs import first_tensor, on_tensors
 from ..engine.layout import Layout
 from ..engine.live import suggest_layer
 from ..engine.record import Record
@@ -65,7 +64,7 @@ class Run:
             yield self
             return
         for k, targets in enumerate(self.asked):
-            gradients = tree_map_only(Tensor, itemgetter(k), self.record.gradients)
+            gradients = on_tensors(itemgetter(k), self.record.gradients)
             yield replace(self, record=replace(self.record, gradients=gradients), asked=[targets])
 
     def name(self, layer):
@@ -73,7 +72,7 @@ class Run:
 
     def lay(self, layer, output):
         "A layer's output (or its gradient) on the picture: `B × C × spatial`, float32; whole numbers stay whole."
-        output = tree_map_only(Tensor, plain_numbers, output)
+        output = on_tensors(plain_numbers, output)
         if self.reshape_transform:
             laid = self.reshape_transform(output)
         elif is_pyramid(output, len(self.size)):

@@ -9,7 +9,7 @@ __all__ = ['forgets', 'remembered', 'remember', 'put_back', 'afresh', 'plain_ker
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from copy import copy
 from functools import lru_cache
@@ -149,10 +149,10 @@ def _no_fast_path():
 
 @contextmanager
 def plain_kernels(
-    modules: list[nn.Module],  # all of the model's
+    kinds: Iterable[type[nn.Module]],  # of all of the model's modules
 ):
     "While inside, nothing runs compiled, and transformer encoders take no path of their own."
-    off = [_no_compiler] + [_no_fast_path] * any(isinstance(module, nn.TransformerEncoder) for module in modules)
+    off = [_no_compiler] + [_no_fast_path] * any(issubclass(kind, nn.TransformerEncoder) for kind in kinds)
     with _lock:
         for switch in off:
             asked = _plain.setdefault(switch, [0, None])

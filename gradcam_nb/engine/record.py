@@ -14,9 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._pytree import tree_map_only
 
-from .inputs import call_model, plain
+from .inputs import call_model, on_tensors, plain
 from .keeper import Keeper, gradients_of
 from .tape import Tape
 from .visit import evaluating, find_layer, hooking, names_of, unwrap
@@ -65,11 +64,11 @@ def plain_mode():
 
 def no_inference(inputs):
     "Inputs that autograd takes: copies of those born in `inference_mode`."
-    return tree_map_only(torch.Tensor, lambda t: t.clone() if t.is_inference() else t, inputs)
+    return on_tensors(lambda t: t.clone() if t.is_inference() else t, inputs)
 
 
 def detached(tree):
-    return tree_map_only(torch.Tensor, torch.Tensor.detach, tree)
+    return on_tensors(torch.Tensor.detach, tree)
 
 
 def scored(score, output):

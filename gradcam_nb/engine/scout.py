@@ -22,13 +22,20 @@ from .whole import WholeRun
 _NEAR_THE_END = 12  # modules with weights of their own that have yet to run
 
 
+def _has_weights(module):
+    for weight in module._parameters.values():  # quicker than `any`: a first call asks every module of the model
+        if weight is not None:
+            return True
+    return False
+
+
 def _weights_inside(model):
     "Each module with parts -> the modules with weights in it, itself included; each layer -> those in the block it belongs to."
     inside, block = {}, {}
 
     def look(module):
         if module not in inside:
-            weights = inside[module] = {module} if any(weight is not None for weight in module._parameters.values()) else set()
+            weights = inside[module] = {module} if _has_weights(module) else set()
             layers = []
             for child in module._modules.values():
                 if child is None:
@@ -37,7 +44,7 @@ def _weights_inside(model):
                     weights |= look(child)
                     continue
                 layers.append(child)
-                if any(weight is not None for weight in child._parameters.values()):
+                if _has_weights(child):
                     weights.add(child)
             # A module that holds more is not a block but a larger part of the network, or all of it.
             if len(weights) <= _NEAR_THE_END:
@@ -90,10 +97,11 @@ class Scout(Keeper):
             self.ahead.discard(module)
         else:
             self.ahead -= parts
-        first, which = first_tensor(output), self.times.get(module, 0)
+        first, which = output if isinstance(output, Tensor) else first_tensor(output), self.times.get(module, 0)
         shape, self.times[module] = () if first is None else first.shape, which + 1
         self.ran.append((module, shape, which))
-        if not self.keeps(module, shape):
+        # Most layers are far from the end.
+        if self.wanted is None and len(self.ahead) > _NEAR_THE_END or not self.keeps(module, shape):
             return None
         self.kept.setdefault(module, [])
         self.which.setdefault(module, []).append(which)
@@ -102,7 +110,7 @@ class Scout(Keeper):
     def keeps(self, module, shape):
         if self.wanted is not None:
             return module in self.wanted
-        near = len(self.ahead) <= _NEAR_THE_END and len(self.ahead.union(self.block.get(module, ()))) <= _NEAR_THE_END
+        near = len(self.ahead.union(self.block.get(module, ()))) <= _NEAR_THE_END
         return near and self.judge(module, shape)[1]
 
     def judge(self, module, shape):

@@ -37,17 +37,17 @@ def names_of(
     model: nn.Module,
 ) -> dict[nn.Module, str]:  # in the order of `model.named_modules()`
     "All modules of a model, each once, with their names."
-    names = {}
+    names = {model: ""}
 
-    def walk(module, name):
-        if module not in names:
-            names[module] = name
-            for key, child in module._modules.items():
-                if child is not None:
-                    # A compiled part has the name of what it wraps.
-                    walk(child, name if key == "_orig_mod" else f"{name}.{key}" if name else key)
+    def walk(module, name, start):
+        for key, child in module._modules.items():
+            if child is not None and child not in names:
+                # A compiled part has the name of what it wraps.
+                names[child] = called = name if key == "_orig_mod" else start + key
+                if child._modules:
+                    walk(child, called, f"{called}." if called else "")
 
-    walk(model, "")
+    walk(model, "", "")
     return names
 
 # %% ../../nbs/engine/visit.ipynb #826292de
@@ -114,15 +114,17 @@ def evaluating(
         inner = names_of(model.model) if isinstance(model, FromInput) else modules
         on = left_on(inner, modes) if any(modes.values()) else ()
         # Most modules of most models have nothing to put back.
-        visited = {module: mode for module, mode in modes.items() if mode or not forgets(type(module))}
+        kinds = set(map(type, modules))
+        remembering = {kind for kind in kinds if not forgets(kind)}
+        visited = {module: mode for module, mode in modes.items() if mode or type(module) in remembering}
         for module, mode in visited.items():
             _visits.setdefault(module, [0, mode])[0] += 1
-            if not forgets(type(module)):
+            if type(module) in remembering:
                 remember(module)
             if mode and module not in on:
                 module.training = False
     try:
-        with plain_kernels(list(modules)):
+        with plain_kernels(kinds):
             yield
     finally:
         with _lock:
@@ -131,7 +133,7 @@ def evaluating(
                 visit[0] -= 1
                 if not visit[0]:
                     del _visits[module]
-                    if not forgets(type(module)):
+                    if type(module) in remembering:
                         put_back(module)
                     if visit[1]:
                         module.training = True
