@@ -13,15 +13,16 @@ from .engine.record import Record, record
 from .engine.replay import replay
 from .explain import explain
 from .explanation import Explanation
+from .imaging.arrays import deprocess_image, preprocess_image
 from .imaging.figure import grid
 from .imaging.overlay import overlay, show_cam_on_image
-from .imaging.preprocess import Preprocess, deprocess_image, preprocess_for, preprocess_image
+from .imaging.preprocess import Preprocess, preprocess_for
 from .imaging.read import read_image
 from .imaging.regions import to_boxes, to_mask
 from .models import load_model
 from .smoothing.augment import mirrored_and_scaled
 from .smoothing.noise import noisy
-from .widgets.explore import explore
+from .widgets.explore import explore, explored
 from .widgets.picker import method_images, picker, picker_figure
 from .methods import *
 from .metrics import *
@@ -68,6 +69,7 @@ __all__ = [
     "explain",
     "Explanation",
     "explore",
+    "explored",
     "FasterRCNNBoxScoreTarget",
     "FEM",
     "FinerCAM",

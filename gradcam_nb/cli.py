@@ -54,7 +54,7 @@ def _explain(args):
         explained.append((image, e, e.save(out, stem)))
     for image, e, files in explained:
         print(f"{image}: {e.model} saw {', '.join(map(str, e.top[:3]))}")
-        part = "" if e.share > 0.995 else f"; the network saw {e.share:.0%} of the picture, see --whole"
+        part = "" if e.share > 0.995 else f"; the network saw {e.share:.0%} of the picture, see --whole, --pad"
         print(f"  {e.made} for {e.target}, score {e.target.score:.2f}{part}")
         print(f"  {', '.join(map(str, files.values()))}")
 
@@ -134,6 +134,7 @@ def _parser():
     what_of(sub, "GradCAM")
     sub.add_argument("--out", default="output", help="folder for the results (default: output)")
     sub.add_argument("--whole", action="store_true", help="show the network the whole picture, squashed, and not its middle")
+    sub.add_argument("--pad", dest="whole", action="store_const", const="pad", help="the whole picture in its proportions, padded")
     sub.add_argument("--upscale", action=argparse.BooleanOptionalAction, help="enlarge small pictures without a word; or refuse them")
     sub = command("cam", _cam, "the three pictures of pytorch-grad-cam's script cam.py: map, guided backpropagation, both")
     sub.add_argument("--image-path", default="scene:3", help="as IMAGE of gradcam-nb explain (default: scene:3)")

@@ -7,12 +7,11 @@ __all__ = ['explain']
 
 # %% ../nbs/explain.ipynb #03
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import lru_cache, partial
 
 from torch import nn
 
-from .ask import NamedClass, as_target, check_size, default_model, input_for, preprocess_of, read_picture
+from .ask import NamedClass, as_target, check_size, default_model, input_for, preprocess_of, read_picture, whole_picture
 from .catalogue import find_method
 from .core.cam import BaseCAM
 from .engine.visit import unwrap
@@ -52,7 +51,7 @@ def explain(
     preprocess=None,  # a `Preprocess`, an image processor of Hugging Face, weights of torchvision; left out: the model's own
     names: Sequence[str] | None = None,  # of the classes; left out: the model's own, ImageNet's for a thousand
     device=None,  # where to run; left out: where the model is
-    whole: bool = False,  # show the network the whole picture, squashed to its size, where it would take the middle
+    whole: bool | str = False,  # the network sees all of the picture and not its middle: True or "squash": stretched; "pad": padded
     upscale: bool | None = None,  # a picture smaller than the network takes is enlarged; left out: with a warning; False: refused
     **how,  # `aug_smooth`, `eigen_smooth`, `fusion` (not "none"), `threshold`: as for the method's call
 ) -> Explanation:
@@ -72,7 +71,7 @@ def explain(
     elif not isinstance(preprocess, Preprocess):
         preprocess = preprocess_for(network, preprocess)
     if whole:
-        preprocess = replace(preprocess, resize="squash", crop_pct=1.0)
+        preprocess = whole_picture(preprocess, whole)
     check_size(picture, preprocess, upscale)
     inputs = input_for(network, picture, preprocess)
     if how.get("fusion") == "none":

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from gradcam_nb.widgets.measuring import measure
 from gradcam_nb.widgets.painting import Panel, raw_map
 from gradcam_nb.widgets.session import Session
 
@@ -251,6 +252,13 @@ def test_compare(shown, session):
     there = np.asarray(Image.open(urllib.request.urlopen(source)).convert("RGB")).astype(int)
     heat = session.explain(session.setting(method="HiResCAM", layers=layers[0], asked=session.questions(0)[1])).heat_map
     assert np.abs(there - np.asarray(panel.painted(heat, **colours)).astype(int)).mean() < 1
+    table.get_by_alt_text(f"HiResCAM at {layers[0]}").click()  # a click shows it above
+    shown.until(np.asarray(panel.painted(heat, **colours)).astype(int))
+    assert shown.state()[1][1] == ["HiResCAM"]
+    shown.choose("Method", "LayerCAM")
+    shown.layer("layer2")
+    how = dict(layers="layer2", method="LayerCAM", asked=session.questions(0)[1])
+    shown.until(np.asarray(panel.painted(session.explain(session.setting(**how)).heat_map, **colours)).astype(int))
 
 
 def shown_threshold(shown):
@@ -264,7 +272,7 @@ def test_measure(shown, session):
     cell = shown.root.locator("table:visible td")
     cell.first.wait_for()
     setting = session.setting(layers="layer2", method="LayerCAM", asked=session.questions(0)[1])
-    assert abs(float(cell.nth(1).inner_text()) - session.measure(setting, "DropInConfidence")) < 1e-3
+    assert abs(float(cell.nth(1).inner_text()) - measure(session, setting, "DropInConfidence")) < 1e-3
 
 
 def test_copied_code_in_a_fresh_process(shown, lab, tmp_path):

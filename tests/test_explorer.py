@@ -76,6 +76,11 @@ def test_ten_classes_and_search():
     assert panel.target.value == [panel.setting.asked.code]
     panel.search.value = "zebra"
     assert "zebra" in panel.error.value
+    second = panel.session.questions(0)[1].code
+    panel.search.value = second
+    panel.worker.wait()
+    assert panel.setting.asked.code == second
+    assert panel.error.value == ""
 
 
 def test_layers_are_listed_in_order_and_the_dead_are_grey():
@@ -97,7 +102,8 @@ def test_every_method_gives_a_map_or_plain_words(name):
         panel.worker.stop()
     panel.worker.wait()
     if panel.setting.method != name:
-        assert (panel.error.value.count("<div") == 1) != (name in grey(panel))
+        assert (panel.error.value.count("<div") == 1 or "stopped" in panel.status.value) != (name in grey(panel))
+        assert panel.method.value == [panel.setting.method]  # the list says what is shown
     assert "Traceback" not in panel.error.value
     assert "it failed" not in panel.error.value
     panel.method.value = ["HiResCAM"]
@@ -143,10 +149,15 @@ def test_path_upload_and_sample(tmp_path, monkeypatch):
     panel.worker.wait()
     assert torch.equal(panel.explanation.heat_map, from_path)
     same_map({}, panel)
+    assert panel.session.sources == [repr("uploads/mine.png")]  # kept, so that the code runs
     panel.path.value = "theirs.png"
     panel.worker.wait()
     assert "theirs.png" in panel.error.value
     assert torch.equal(panel.explanation.heat_map, from_path)
+    assert (panel.sample.value, panel.path.value) == ("", "uploads/mine.png")  # what is open, not what was tried
+    panel.sample.value = "scene:5"
+    panel.worker.wait()
+    assert (panel.sample.value, panel.path.value) == ("scene:5", "")
 
 
 def test_another_model_and_back():
@@ -172,6 +183,7 @@ def test_another_model_and_back():
     panel.model.value = "resnet5000"
     panel.worker.wait()
     assert "resnet5000" in panel.error.value
+    assert panel.model.value == "your model"
     assert panel.session.network is own
 
 
@@ -278,7 +290,8 @@ def test_another_picture_keeps_the_model_and_the_names():
     panel.worker.wait()
     assert panel.session.network is network
     assert panel.session.model == "scenes-unet"
-    assert panel.target.options[0]["label"].startswith("background")
+    assert panel.target.options[0]["label"].split(" (")[0] in CLASSES
+    assert any(one["label"].startswith("background") for one in panel.target.options)
     same_map({}, panel)
     panel.model.value = "scenes-cnn"
     panel.worker.wait()
@@ -356,8 +369,13 @@ def test_stop_leaves_the_model_as_it_was():
         panel.worker.deliver()
     panel.stop.click()
     panel.worker.wait()
-    assert "stopped" in panel.error.value
-    assert panel.setting.method == "GradCAM"
+    assert "stopped" in panel.status.value
+    assert panel.error.value == ""  # it was asked for
+    assert panel.method.value == [panel.setting.method] == ["GradCAM"]
+    panel.method.value = ["SSCAM"]  # the same again
+    assert panel.worker.busy
+    panel.worker.stop()
+    panel.worker.wait()
     assert model.training
     assert all(module.training for module in model.modules())
     assert not any(module._forward_hooks or "forward" in vars(module) for module in model.modules())
@@ -469,3 +487,165 @@ def test_probabilities_of_classes_that_exclude_each_other_or_not(several):
     shares = logits[0].sigmoid() if several else logits[0].softmax(0)
     asked = questions(model, logits, ["cat", "dog", "hen"])
     assert [one.label for one in asked] == [f"{name} ({shares[i]:.1%})" for name, i in (("dog", 1), ("cat", 0), ("hen", 2))]
+
+
+def test_a_picture_that_cannot_be_explained_stands_alone():
+    """No map of another picture stands beside it, and nothing can be measured, copied or saved of it."""
+    panel = opened()
+    code = panel.copy.code.value
+
+    def fails(setting):
+        raise ValueError("no map today")
+
+    session = Session("scenes-cnn", "scene:6")
+    session.explain = fails
+    panel.session = session
+    panel.opened(session)
+    panel.worker.wait()
+    assert "no map today" in panel.error.value
+    assert panel.explanation is panel.at_hand is None
+    assert (panel.shown[1].value, panel.shown[2].value) == (b"", b"")
+    assert panel.shown[0].value
+    for act in (panel.compare.compare, panel.measure.measure, panel.save.save):
+        panel.say("")
+        act()
+        assert panel.error.value.count("<div") == 1
+    assert panel.copy.code.value == code
+
+
+def test_compare_opens_what_is_clicked_and_no_cell_takes_the_others(tmp_path, monkeypatch):
+    panel = opened("scenes-vit", "scene:3")
+    names = [layer.name for layer in panel.session.layers if layer.name in panel.session.live]
+    assert set(panel.compare.layers.value) <= set(names)
+    assert len(panel.compare.layers.value) == 4
+    panel.compare.methods.value = ["GradCAM", "CAM", "LeGrad", "LayerCAM"]  # CAM is grey: this network pools a token
+    panel.compare.compare()
+    panel.worker.wait()
+    found = panel.compare.found
+    layers = panel.compare.layers.value
+    assert all(isinstance(heat, str) and "CAM" in heat for heat in found["CAM"].values())
+    assert list(found["LeGrad"]) == ["no layer"]
+    for method in ("GradCAM", "LayerCAM"):
+        assert list(found[method]) == layers
+        for layer, heat in found[method].items():
+            torch.testing.assert_close(heat, explain("scene:3", "scenes-vit", method=method, layer=layer).heat_map, rtol=0, atol=1e-5)
+    panel.compare.table.clicked = ["LayerCAM", layers[0], "1"]
+    panel.worker.wait()
+    assert (panel.setting.method, panel.setting.layers) == ("LayerCAM", (layers[0],))
+    assert (panel.method.value, panel.layer.value) == (["LayerCAM"], [layers[0]])
+    torch.testing.assert_close(panel.explanation.heat_map, found["LayerCAM"][layers[0]], rtol=0, atol=1e-5)
+    panel.compare.table.clicked = ["LeGrad", "no layer", "2"]
+    panel.worker.wait()
+    assert panel.setting.method == "LeGrad"
+    panel.save.folder.value = str(tmp_path)
+    panel.compare.write()
+    assert min(Image.open(tmp_path / "comparison.png").size) > 500
+
+
+@pytest.mark.parametrize(
+    "model, ends", [("resnet18", 4), ("mobilenetv2_100", 4), ("swin_tiny_patch4_window7_224", 4), ("vit_tiny_patch16_224", 4)]
+)
+def test_compare_begins_with_the_ends_of_the_stages(model, ends):
+    import timm
+
+    torch.manual_seed(0)
+    panel = opened(timm.create_model(model).eval(), Image.effect_noise((224, 224), 60).convert("RGB"))
+    chosen = panel.compare.layers.value
+    assert len(chosen) == ends
+    assert chosen[-1] == panel.session.suggested
+    if model == "resnet18":
+        assert chosen == ["layer1", "layer2", "layer3", "layer4"]
+
+
+@pytest.mark.parametrize("metric", ["ROADCombined", "ParameterRandomisation", "MaxSensitivity", "DropInConfidence", "Complexity"])
+def test_metrics_take_detectors(metric):
+    from torchvision.models import detection
+
+    torch.manual_seed(0)
+    model = detection.ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=5).eval()
+    model.score_thresh, model.detections_per_img = 0.0, 6
+    panel = opened(model, Image.effect_noise((320, 240), 60).convert("RGB"))
+    panel.measure.metric.value = metric
+    panel.measure.measure()
+    panel.worker.wait()
+    assert panel.measure.rows, panel.error.value
+    assert np.isfinite(panel.measure.rows[0][1])
+
+
+def test_the_whole_picture_is_shown_where_that_is_asked_for():
+    import timm
+
+    torch.manual_seed(0)
+    picture = Image.effect_noise((300, 200), 60).convert("RGB")
+    panel = opened(timm.create_model("resnet10t").eval(), picture)
+    assert panel.session.region(0)[0] > 0
+    for whole, region in (("squash", (0, 0, 300, 200)), ("pad", (0, -50, 300, 250))):
+        panel.fit.value = whole
+        panel.worker.wait()
+        assert panel.session.region(0) == pytest.approx(region, abs=2)
+        assert f"whole={whole!r}" in panel.copy.code.value
+        same_map({}, panel)
+    panel.fit.value = ""
+    panel.worker.wait()
+    assert "whole" not in panel.copy.code.value
+
+
+def test_a_segmenter_sees_all_of_the_picture():
+    from torchvision.models.segmentation import lraspp_mobilenet_v3_large
+
+    torch.manual_seed(0)
+    model = lraspp_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=5).eval()
+    panel = opened(model, Image.effect_noise((300, 200), 60).convert("RGB"))
+    assert panel.session.region(0) == pytest.approx((0, 0, 300, 200), abs=1)
+    assert panel.fit.value == "squash"
+    same_map({}, panel)
+
+
+def test_a_data_set(monkeypatch):
+    class Scenes(torch.utils.data.Dataset):
+        read = []
+
+        def __len__(self):
+            return 50_000
+
+        def __getitem__(self, i):
+            self.read.append(i)
+            return scene(TEST + 3 + i).image, i
+
+    data = Scenes()
+    panel = opened(None, data) if has_weights() else opened("scenes-cnn", data)
+    assert panel.picture.max == 49_999
+    assert set(data.read) == {0}
+    panel = opened("scenes-cnn", data)
+    panel.picture.value = 2
+    panel.worker.wait()
+    assert set(data.read) == {0, 2}
+    torch.testing.assert_close(panel.explanation.heat_map, explain("scene:5", "scenes-cnn").heat_map, rtol=0, atol=1e-5)
+    same_map({}, panel)
+
+
+def test_what_was_handed_over_is_there_for_the_copied_code():
+    """In the same kernel the code runs as it was pasted; in another it says which line to change."""
+    panel = opened(
+        load("scenes-cnn"), [Image.effect_noise((128, 128), 60).convert("RGB")] * 2, targets={"two": lambda output: output[:2].sum()}
+    )
+    panel.picture.value = 1
+    panel.worker.wait()
+    same_map({}, panel)
+    code = panel.copy.code.value
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
+    assert done.stderr.splitlines()[-1].startswith("ValueError: explored: no explorer number")
+
+
+def test_a_detector_that_finds_nothing_says_how_it_was_asked():
+    class Finds(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x):
+            self.body(x)
+            return [dict(boxes=torch.empty(0, 4), labels=torch.empty(0, dtype=torch.long), scores=torch.empty(0)) for _ in x]
+
+    with pytest.raises(ValueError, match=r"finds nothing.*it was shown the picture as Preprocess\(size=.*pass preprocess="):
+        explore(Finds(), "scene:3")

@@ -14,9 +14,10 @@ import torchvision
 from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
 
+from gradcam_nb.imaging.arrays import deprocess_image, preprocess_image
 from gradcam_nb.imaging.figure import grid
 from gradcam_nb.imaging.overlay import colorize, overlay, show_cam_on_image
-from gradcam_nb.imaging.preprocess import Preprocess, deprocess_image, preprocess_for, preprocess_image
+from gradcam_nb.imaging.preprocess import Preprocess, preprocess_for
 from gradcam_nb.imaging.read import read_image
 from gradcam_nb.imaging.regions import to_boxes, to_mask
 

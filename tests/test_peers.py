@@ -152,7 +152,7 @@ def refined_here(n):
 
 
 def guided_here(n):
-    return GuidedBackpropReLUModel(n.model, relu6=False)(n.x, n.classes)
+    return GuidedBackpropReLUModel(n.model, relu_only=True)(n.x, n.classes)
 
 
 def guided(n):
@@ -234,8 +234,8 @@ TABLE = {  # ours, theirs, the networks on which they compute the same thing
     "RefineCAM, torchcam": (refined_here, torchcam("RefineCAM", both=True, how={"target_shape": (224, 224)}), EVERY),
     "GuidedBackprop, grad-cam": (guided_here, guided, EVERY),
     "GuidedBackprop, captum": (guided_here, captum("GuidedBackprop", layer=False), EVERY),
-    "GuidedGradCAM, grad-cam": (ours(GuidedGradCAM, relu6=False), lambda n: grad_cam("GradCAM")(n)[:, None] * guided(n), VITS),
-    "GuidedGradCAM, captum": (ours(GuidedGradCAM, relu6=False), captum("GuidedGradCam", interpolate_mode="bilinear"), CNNS),
+    "GuidedGradCAM, grad-cam": (ours(GuidedGradCAM, relu_only=True), lambda n: grad_cam("GradCAM")(n)[:, None] * guided(n), VITS),
+    "GuidedGradCAM, captum": (ours(GuidedGradCAM, relu_only=True), captum("GuidedGradCam", interpolate_mode="bilinear"), CNNS),
     "LeGrad, torchcam": (ours(LeGrad, mean_tokens=True), torchcam("LeGrad"), TWINS),
     "one concept, grad-cam": (lambda n: dff(lifted(n), 1)[1], one_concept, EVERY),
 }

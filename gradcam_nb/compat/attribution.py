@@ -195,7 +195,7 @@ def input_gradients(
 ) -> tuple[Tensor, ...]:  # for each of the inputs, of its shape
     "The gradient of a score at the input."
     box = Box(forward_func)
-    with Guided(relu6=False) if guided else nullcontext():
+    with Guided(relu_only=True) if guided else nullcontext():
         if own is not None:
             with torch.enable_grad():
                 given = tuple(t.detach().requires_grad_(t.is_floating_point()) for t in as_tuple(inputs))

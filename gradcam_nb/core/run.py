@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from .blank import is_blank, warn_blank
-from ..engine.inputs import first_tensor, on_tensors
+from ..engine.inputs import first_tensor
 from ..engine.layout import Layout
 from ..engine.live import suggest_layer
-from ..engine.record import Record
+from ..engine.record import Record, on_tensors
 from ..engine.settle import settle_layout, warn_unsure
 from ..reshape.fpn import fpn_reshape_transform, is_pyramid
 from ..targets.resolve import first_score

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_map_only
 
-from .inputs import call_model, on_tensors, plain
+from .inputs import call_model, plain
 from .keeper import Keeper, gradients_of
 from .tape import Tape
 from .visit import evaluating, find_layer, hooking, names_of, unwrap
@@ -60,6 +61,14 @@ def plain_mode():
     "Neither `inference_mode` nor autograd, whatever the caller is in."
     with torch.inference_mode(False), torch.no_grad():
         yield
+
+
+def on_tensors(
+    change: Callable,
+    tree: Any,  # what a model is given, or what it or a layer answers
+):
+    "The same, each tensor changed; mostly it is one tensor, and no tree is walked."
+    return change(tree) if isinstance(tree, torch.Tensor) else tree_map_only(torch.Tensor, change, tree)
 
 
 def no_inference(inputs):

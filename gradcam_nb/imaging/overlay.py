@@ -65,6 +65,13 @@ def _placed(plane, region, width, height):
     return F.grid_sample(plane, grid, padding_mode="border", align_corners=False)[0, 0], inside
 
 # %% ../../nbs/imaging/overlay.ipynb #13
+def _fits(start, end, side):
+    "Whether a region lies within the picture along one side, or reaches as far beyond both its ends, where the picture was padded."
+    within = -1 <= start < end <= side + 1
+    around = start <= 1 and end >= side - 1 and abs(start + end - side) <= max(2, 0.02 * (end - start))
+    return within or around
+
+
 def _checked_region(region, width, height):
     "The region as four floats within the picture; the whole picture if there is none."
     if region is None:
@@ -72,7 +79,7 @@ def _checked_region(region, width, height):
     if len(region) != 4:
         raise ValueError(f"region: got {len(region)} values; pass (left, top, right, bottom), as Preprocess.region gives")
     left, top, right, bottom = (float(edge) for edge in region)
-    if not (-1 <= left < right <= width + 1 and -1 <= top < bottom <= height + 1):
+    if not (_fits(left, right, width) and _fits(top, bottom, height)):
         edges = tuple(round(edge, 1) for edge in (left, top, right, bottom))
         raise ValueError(
             f"region: got {edges}, which does not lie within the picture of {width} × {height} pixels;"

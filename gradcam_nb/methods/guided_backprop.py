@@ -6,8 +6,6 @@
 __all__ = ['GuidedBackpropReLUModel']
 
 # %% ../../nbs/methods/guided_backprop.ipynb #04
-from inspect import signature
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -21,63 +19,62 @@ from ..engine.visit import FromInput, unwrap
 from ..targets.resolve import resolve_targets, total_score
 
 # %% ../../nbs/methods/guided_backprop.ipynb #09
-class _GuidedReLU(torch.autograd.Function):
-    "A ReLU, perhaps with a ceiling, that lets a gradient pass only where it is positive, and the plain ReLU lets it pass."
+_RELUS = {F.relu, torch.relu, Tensor.relu, torch.relu_, Tensor.relu_}
+_LIKE_RELU = {F.relu6, F.hardtanh, F.hardtanh_, F.leaky_relu, F.leaky_relu_, F.elu, F.elu_, F.celu, F.celu_, F.selu, F.selu_}
+_LIKE_RELU |= {F.silu, F.gelu, F.hardswish, F.mish, F.softplus}
+
+
+class _Guided(torch.autograd.Function):
+    "An activation function that lets only what is positive pass: of the gradient, and of its own slope."
 
     @staticmethod
-    def forward(ctx, given, ceiling):
-        ctx.save_for_backward((given > 0) & (given < ceiling))
-        return given.clamp(0, ceiling)
+    def forward(ctx, given, activation):
+        with torch.enable_grad():
+            here = given.detach().requires_grad_()
+            out = activation(here)
+        (slope,) = torch.autograd.grad(out, here, torch.ones_like(out))
+        ctx.save_for_backward(slope.clamp_(min=0))
+        return out.detach()
 
     @staticmethod
     def backward(ctx, gradient):
         return gradient.clamp(min=0) * ctx.saved_tensors[0], None
 
 
-_IN_PLACE = {torch.relu_, Tensor.relu_, F.hardtanh_}
-_RELUS = {F.relu, torch.relu, Tensor.relu, torch.relu_, Tensor.relu_}
-_HARDTANH = signature(F.hardtanh)
-
-
-def _as_relu(function, args, kwargs, relu6):
-    "What a call of a ReLU is given, its ceiling, and whether it is written to; None for any other call."
-    if function in _RELUS or relu6 and function is F.relu6:
-        given, *inplace = *args, *kwargs.values()
-        return given, 6.0 if function is F.relu6 else torch.inf, any(inplace) or function in _IN_PLACE
-    if relu6 and function in (F.hardtanh, F.hardtanh_):
-        call = _HARDTANH.bind(*args, **kwargs)
-        call.apply_defaults()
-        given, low, high, inplace = call.args
-        return (given, high, inplace or function in _IN_PLACE) if low == 0 else None
-    return None
-
-
 class Guided(TorchFunctionMode):
-    "Every ReLU call of this thread is guided."
+    "Every activation function that this thread calls is guided."
 
     def __init__(
         self,
-        relu6: bool = True,  # those with a ceiling too
+        relu_only: bool = False,  # others keep their own gradient
     ):
         super().__init__()
-        self.relu6 = relu6
+        self.guided = _RELUS if relu_only else _RELUS | _LIKE_RELU
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        relu = _as_relu(function, args, kwargs, self.relu6)
-        if relu is None:
+        kwargs = dict(kwargs or {})
+        if function not in self.guided:
             return function(*args, **kwargs)
-        given, ceiling, inplace = relu
-        guided = _GuidedReLU.apply(given, ceiling)
-        return given.copy_(guided) if inplace else guided
+        given, *rest = args or (kwargs.pop("input"),)
+        in_place = []
+
+        def activation(x):
+            copied = x.clone()
+            out = function(copied, *rest, **kwargs)
+            in_place.append(out.data_ptr() == copied.data_ptr())
+            return out
+
+        guided = _Guided.apply(given, activation)
+        return given.copy_(guided) if in_place[0] else guided
 
 # %% ../../nbs/methods/guided_backprop.ipynb #10
 class GuidedBackpropReLUModel:
-    """The gradient at the input, its ReLUs guided.
+    """The gradient at the input, its ReLUs and their kin guided.
 
     Springenberg et al., *Striving for Simplicity: The All Convolutional Net*, ICLR 2015 workshop,
     [arXiv 1412.6806](https://arxiv.org/abs/1412.6806). Cost: one run of the model and one backward pass to the input.
-    ReLU6 is guided too. Other activation functions (SiLU, GELU, leaky ReLU) and ReLUs inside TorchScript keep their own gradient.
+    ReLU6, leaky ReLU, ELU, SiLU, GELU, Hardswish and Mish are guided too: of their slope only what is positive counts. What a model
+    writes out itself, such as `x * x.sigmoid()`, and what is inside TorchScript keeps its own gradient.
     """
 
     kind = "input gradient"
@@ -88,9 +85,9 @@ class GuidedBackpropReLUModel:
         model: nn.Module,  # left exactly as it was found
         device=None,  # where the pictures are moved to; left out: they stay where they are
         *,
-        relu6: bool = True,  # guide ReLU6 too; False: as pytorch_grad_cam and captum, which leave it its own gradient
+        relu_only: bool = False,  # True: as pytorch_grad_cam and captum, which leave ReLU6, SiLU, GELU and others their own gradient
     ):
-        self.model, self.device, self.relu6 = unwrap(model), device, relu6
+        self.model, self.device, self.relu_only = unwrap(model), device, relu_only
 
     def __call__(
         self,
@@ -110,7 +107,7 @@ class GuidedBackpropReLUModel:
                 warn_caller("guided gradient is zero: the score has no gradient at the input, as quantised layers have none")
             return total
 
-        with Guided(self.relu6):
+        with Guided(self.relu_only):
             r = record(whole, [whole.input], input_img.to(self.device), score)
         (gradients,), _ = r.gradients[whole.input][0]
         return gradients

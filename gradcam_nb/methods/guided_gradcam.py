@@ -31,10 +31,10 @@ class GuidedGradCAM:
         *,
         base_method=GradCAM,  # the class of the heat map's method
         batch_size: int = 32,  # pictures a pass, for methods that run the model many times
-        relu6: bool = True,  # as for `GuidedBackpropReLUModel`
+        relu_only: bool = False,  # as for `GuidedBackpropReLUModel`
     ):
         self.cam = base_method(model, target_layers, reshape_transform, batch_size=batch_size)
-        self.guided = GuidedBackpropReLUModel(model, relu6=relu6)
+        self.guided = GuidedBackpropReLUModel(model, relu_only=relu_only)
 
     @property
     def outputs(self):

@@ -25,8 +25,9 @@ from ipywidgets import (
 )
 
 from ..ask import sample_photos
-from .controls import Choices, OwnKeys, PointedPicture
+from .controls import Choices, PointedPicture
 from .lists import method_choices
+from .own_keys import OwnKeys
 from .running import Running
 
 # %% ../../nbs/widgets/board.ipynb #44b347ac
@@ -65,6 +66,8 @@ class Board(Running):
         self.sample = Dropdown(options=[("choose …", ""), *photos, *scenes], description="Sample", **_wide())
         self.path = Text(placeholder="a file, such as photos/dog.jpg", description="File", continuous_update=False, **_wide())
         self.upload = FileUpload(accept="image/*", description="Upload a picture", layout=Layout(width="auto"))
+        fits = [("as the model takes it", ""), ("all of it, squashed", "squash"), ("all of it, padded", "pad")]
+        self.fit = Dropdown(options=fits, description="Shown", **_wide())
         self.picture = BoundedIntText(0, 0, 0, description="Picture", **_wide())
         self.target = Choices(label="Target", rows=7)
         self.search = Combobox(placeholder="search a class by name", description="Search", continuous_update=False, **_wide())
@@ -91,7 +94,7 @@ class Board(Running):
         tabs: Mapping[str, Widget],  # title -> panel
     ):
         "Left what is asked, right what came of it."
-        where = [self.model, self.sample, self.path, self.upload, self.picture]
+        where = [self.model, self.sample, self.path, self.upload, self.fit, self.picture]
         what = [self.target, self.search, self.method, self.about, self.layer, self.fusion, self.aug, self.eigen]
         asked = VBox([*where, *what], layout=Layout(flex="1 1 280px", min_width="0", padding="0 12px 0 0"))
         came = [

@@ -9,97 +9,45 @@ __all__ = ['Explorer']
 import html
 from pathlib import Path
 
-from ..ask import default_model
 from ..catalogue import list_methods
-from ..samples.efficientnet import SAMPLES
-from .board import Board
 from .lists import layer_choices, listed_questions, method_choices
-from .painting import Panel, png, raw_map
+from .opening import Opening
+from .painting import Panel, png, raw_map, still
 from .panels import Compare, CopyCode, Measure, Save
-from .session import Session
-
-# %% ../../nbs/widgets/explorer.ipynb #a8aeed1b
-OWN = "your model"  # how the list calls a model that was handed over
 
 # %% ../../nbs/widgets/explorer.ipynb #08
-class Explorer(Board):
+class Explorer(Opening):
     "The panel; `explore` makes one."
 
     def __init__(self, model=None, image=None, **how):  # as for `explore`
-        self.own, self.how, self.using, self.quiet = model, how, how, False
-        self.fitting = model is None  # nobody has chosen a model: it goes with the picture
-        self.session = Session(model, image if image is not None else "scene:3", **how)
-        self.first = self.session.model
-        self.setting = self.explanation = self.panel = None
-        super().__init__(SAMPLES if self.first else [*SAMPLES, OWN], self.first or OWN)
+        super().__init__(model, image, **how)
+        self.setting = self.explanation = self.panel = self.shows = None
         self.compare, self.measure, self.copy, self.save = Compare(self, self.method), Measure(self), CopyCode(self), Save(self)
         self.arrange({"Compare": self.compare, "Measure": self.measure, "Copy code": self.copy, "Save": self.save})
         self._listen()
-        self._opened(self.session)
+        self.name_what_is_open()
+        self.opened(self.session)
 
     def _listen(self):
-        def hear(widget, trait, call):
-            widget.observe(self.safely(lambda change: call(change.new)), trait)
-
-        def typed(call):
-            "The same call, where there are words."
-            return lambda words: call(words.strip()) if words.strip() else None
-
         for control in (self.method, self.layer, self.target, self.fusion, self.aug, self.eigen):
-            hear(control, "value", self._asked)
+            self.hear(control, "value", self._asked)
         for control in (self.opacity, self.threshold, self.colormap):
-            hear(control, "value", lambda _: self.paint())
+            self.hear(control, "value", lambda _: self.paint())
         for shown in self.shown:
-            hear(shown, "over", self._read)
-            hear(shown, "clicked", self._pick)
-        hear(self.sample, "value", typed(lambda name: self._open(images=name)))
-        hear(self.path, "value", typed(lambda path: self._open(images=path)))
-        hear(self.model, "value", typed(self._chose))
-        hear(self.upload, "value", self._uploaded)
-        hear(self.picture, "value", lambda _: self._turned())
-        hear(self.search, "value", typed(self._searched))
+            self.hear(shown, "over", self._read)
+            self.hear(shown, "clicked", self._pick)
+        self.hear(self.picture, "value", lambda _: self._turned())
+        self.hear(self.search, "value", self._searched)
 
-    def _uploaded(self, files):
-        if files:
-            self._open(images={files[0]["name"]: bytes(files[0]["content"])})
-
-    def _chose(self, model):
-        if model == (self.session.model or OWN):
-            return self.say("")
-        self.fitting = False
-        self._open(model=model)
-
-    def _open(self, model=None, images=None):
-        "Another model with the same pictures, or another picture: with the same model, or the sample network that fits it."
-        before, using, fitting = self.session, self.using, self.fitting
-        if model:
-            using = self.how if model in (OWN, self.first) else {}
-
-        def make():
-            if model:
-                found = Session(self.own if model == OWN else model, before.pictures, **using)
-                found.sources = before.sources
-            elif fitting and default_model(images) != before.model:
-                found = Session(None, images, **using)
-            else:
-                found = Session(before.network, images, **using)
-                found.model = before.model
-            return found
-
-        def opened(session):
-            self.using = using
-            self._opened(session)
-
-        self.run("opening", make, opened)
-
-    def _opened(self, session):
-        self.session, self.quiet = session, True
-        self.model.value = session.model or OWN
-        self.picture.max, self.picture.value = len(session.pictures) - 1, 0
+    def opened(self, session):
+        self.picture.max = len(session.pictures) - 1
+        self.quietly(picture=0)
         self.picture.layout.display = None if len(session.pictures) > 1 else "none"
+        self.quiet = True
         self.layer.options, self.layer.value = layer_choices(session), [session.suggested]
-        self.compare.list_layers(self.layer, session.suggested)
         self.quiet = False
+        serving = [layer for layer in session.layers if layer.name in session.live]
+        self.compare.list_layers(self.layer, serving, session.suggested)
         self._turned()
 
     def _turned(self):
@@ -108,18 +56,47 @@ class Explorer(Board):
         self.quiet = True
         self.target.options = [dict(value=one.code, label=one.label) for one in listed_questions(asked)]
         self.target.value, self.search.options = [asked[0].code], [one.label for one in asked]
-        self.panel = Panel(self.session.pictures[self.picture.value], self.session.region(self.picture.value))
         self.quiet = False
         self._asked()
 
+    def put_back(self):
+        "After a run that came to nothing the lists say again what is shown; where nothing is, the picture stands alone."
+        self.name_what_is_open()
+        if self.shows != (self.session, self.picture.value):
+            self.panel, self.setting, self.explanation = self._panel(), None, None
+            self.shown[0].value, self.shown[1].value, self.shown[2].value = png(self.panel.plain()), b"", b""
+            for title, text in zip(self.titles, (self.session.sources[self.picture.value].strip("'"), "no map", "")):
+                title.value = f"<b>{html.escape(text)}</b>"
+            return
+        setting = self.setting
+        lists = dict(method=[setting.method], layer=list(setting.layers), target=[setting.asked.code])
+        self.quietly(**lists, aug=setting.aug_smooth, eigen=setting.eigen_smooth, fusion=setting.fusion)
+        self._describe(setting.method)
+
+    @property
+    def at_hand(self):
+        "The setting that is shown; None where what is open is not shown yet."
+        return self.setting if self.shows == (self.session, self.picture.value) else None
+
+    def _panel(self):
+        return Panel(self.session.pictures[self.picture.value], self.session.region(self.picture.value))
+
+    def choose(self, method, layers):
+        "Ask for another method at other layers; without layers at those that are chosen."
+        self.quietly(method=[method], layer=layers or self.layer.value)
+        self._asked()
+
     def _searched(self, words):
+        words = words.strip()
+        if not words:
+            return
         asked = self.session.questions(self.picture.value)
-        called = [one for one in asked if one.label.lower() == words.lower()]
+        called = [one for one in asked if words.lower() in (one.label.lower(), one.code)]  # a number is a class's code
         found = called or [one for one in asked if words.lower() in one.label.lower()]
         if found:
             self._ask(found[0])
         else:
-            self.say(f"target: no class is called {words!r}")
+            self.say(f"target: no class is called {words!r}; type a part of a name, or a number")
 
     def _ask(self, asked):
         "A question that may not stand in the list yet."
@@ -129,8 +106,6 @@ class Explorer(Board):
 
     def _asked(self, _=None):
         "Something that decides the map has changed."
-        if self.quiet:
-            return
         if not self.method.value or not self.layer.value or not self.target.value:
             return self.say("method, layer, target: choose one of each")
         asked = next(one for one in self.session.questions(self.picture.value) if one.code == self.target.value[0])
@@ -144,9 +119,9 @@ class Explorer(Board):
             self.say("")
             self.worker.forget()
             self.idle()
-            self._came(setting, session.explain(setting))
+            self._came(session, setting, session.explain(setting))
         else:
-            self.run(setting.method, lambda: session.explain(setting), lambda explanation: self._came(setting, explanation))
+            self.run(setting.method, lambda: session.explain(setting), lambda explanation: self._came(session, setting, explanation))
 
     def _list_methods(self, asked):
         "Grey what cannot explain this question; where that was chosen, GradCAM can."
@@ -156,9 +131,7 @@ class Explorer(Board):
             self.method.options = self.compare.methods.options = listed
             self.compare.methods.value = [name for name in self.compare.methods.value if name not in why]
         if self.method.value[0] in why:
-            self.quiet, before = True, self.quiet
-            self.method.value = ["GradCAM"]
-            self.quiet = before
+            self.quietly(method=["GradCAM"])
 
     def _describe(self, name):
         "What a method does, in the line below the list."
@@ -166,12 +139,21 @@ class Explorer(Board):
         does, costs = (method.__doc__ or "").splitlines()[0], f"{method.cost}; {method.paper or 'a yardstick'}"
         self.about.value = f"<div style='line-height:1.4'>{html.escape(does)}<br><i>{html.escape(costs)}</i></div>"
 
-    def _came(self, setting, explanation):
-        self.setting, self.explanation = setting, explanation
+    def _came(self, session, setting, explanation):
+        self.setting, self.explanation, self.shows = setting, explanation, (session, setting.picture)
+        self.panel = self._panel()
         listed = listed_questions(self.session.questions(setting.picture))
         boxes = [self.session.box(setting.picture, one) for one in listed if one.box]
         self.shown[0].value = png(self.panel.plain(boxes, self.session.box(setting.picture, setting.asked)))
         self.paint()
+
+    def _repr_mimebundle_(self, **kwargs):
+        "The panel; and, for where no kernel runs, what it shows when the cell has run."
+        bundle = super()._repr_mimebundle_(**kwargs)
+        self.worker.wait(2)
+        if self.explanation is not None:
+            bundle |= {"image/jpeg": still([self.panel.plain(), self.panel.painted(self.explanation.heat_map, **self.colours)])}
+        return bundle
 
     def paint(self):
         "The map at hand in the colours at hand; nothing is run."
@@ -195,7 +177,7 @@ class Explorer(Board):
 
     def _read(self, over):
         "The value under the pointer."
-        if self.explanation is None:
+        if self.explanation is None or not over:
             return
         x, y = self._at(over)
         value, there = self.panel.value(self.explanation.heat_map, x, y), self.session.asked_at(self.setting.picture, x, y)
@@ -206,6 +188,8 @@ class Explorer(Board):
 
     def _pick(self, clicked):
         "Ask about what was clicked: a box, or a segmenter's class."
+        if self.explanation is None:
+            return
         there = self.session.asked_at(self.picture.value, *self._at(clicked))
         if there:
             self._ask(there)

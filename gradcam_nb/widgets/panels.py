@@ -7,58 +7,102 @@ __all__ = ['Compare', 'Measure', 'CopyCode', 'Save']
 
 # %% ../../nbs/widgets/panels.ipynb #03
 import html
+from dataclasses import replace
 from pathlib import Path
 
 from ipywidgets import HTML, Button, Dropdown, HBox, Layout, Text, VBox
 
 from ..catalogue import list_metrics
-from ..metrics.localisation import LocalisationMetric
-from .controls import Choices, Code
-from .painting import table_of_pictures
+from .comparing import NO_LAYER, comparison, stage_ends
+from .controls import Choices, Clickable, Code
+from .measuring import measurable, measure
+from .painting import figure_of_table, table_of_pictures
+from .worker import Stopped, in_words
 
 # %% ../../nbs/widgets/panels.ipynb #08
+def _row(children):
+    return HBox(children, layout=Layout(flex_flow="row wrap", align_items="center"))
+
+
 class Compare(VBox):
-    "Methods × layers for the question at hand, from one run of the model where the methods allow it."
+    "Methods × layers for the question at hand, from one run of the model where the methods allow it; a click on a cell shows it above."
 
     def __init__(self, explorer, methods: Choices):
-        self.explorer, self.found = explorer, None
+        self.explorer, self.found, self.numbers = explorer, None, {}
         self.methods = Choices(label="Methods", options=methods.options, multiple=True, rows=8, value=["GradCAM", "HiResCAM", "LayerCAM"])
         self.layers = Choices(label="Layers", multiple=True, rows=8)
+        self.metric = Dropdown(options=[("no number", ""), *measurable()], description="Below each")
         self.button = Button(description="Compare", tooltip="draw each method at each layer", button_style="primary")
-        self.table = HTML()
+        self.keep = Button(description="Save as figure", tooltip="write the table as a PNG into the folder that Save names", disabled=True)
+        self.table, self.said = Clickable(), HTML()
         self.button.on_click(explorer.safely(lambda _: self.compare()))
-        lists = HBox(
-            [VBox([one], layout=Layout(flex="1 1 220px", min_width="0")) for one in (self.methods, self.layers)],
-            layout=Layout(flex_flow="row wrap"),
-        )
-        super().__init__([lists, self.button, self.table])
+        self.keep.on_click(explorer.safely(lambda _: self.write()))
+        self.table.observe(explorer.safely(lambda change: self.choose(*change.new[:2])), "clicked")
+        lists = [VBox([one], layout=Layout(flex="1 1 220px", min_width="0")) for one in (self.methods, self.layers)]
+        lists = HBox(lists, layout=Layout(flex_flow="row wrap"))
+        super().__init__([lists, _row([self.metric, self.button, self.keep]), self.said, self.table])
 
-    def list_layers(self, layers: Choices, suggested: str):
-        "The same layers as above; at first the suggested one and two before it."
-        live = [option["value"] for option in layers.options if not option["disabled"] and "." not in option["value"]]
-        self.layers.options, self.layers.value = layers.options, list(dict.fromkeys([*live[-3:], suggested]))
-        self.found, self.table.value = None, ""
+    def list_layers(self, layers: Choices, serving, suggested: str):
+        "The same layers as above; at first the ends of the network's stages."
+        self.layers.options, self.layers.value = layers.options, stage_ends(serving, suggested)
+        self.found, self.table.value, self.said.value, self.keep.disabled = None, "", "", True
 
     def compare(self):
-        setting, session, methods, layers = self.explorer.setting, self.explorer.session, self.methods.value, self.layers.value
-        if not methods or not layers:
+        setting, session, methods, layers = self.explorer.at_hand, self.explorer.session, self.methods.value, self.layers.value
+        if setting is None or not methods or not layers:
             return self.explorer.say("methods and layers: choose at least one of each to compare")
+        metric = self.metric.value
+
+        def compared():
+            table = comparison(session, setting, methods, layers)
+            return table, _numbers(session, setting, table, metric) if metric else {}
 
         def show(found):
-            self.found, self.caption = found, f"for {setting.asked.label}"
+            (self.found, self.numbers), self.caption = found, f"for {setting.asked.label}{metric and f'; below each picture its {metric}'}"
+            self.said.value, self.keep.disabled = "", False
             self.paint()
 
-        self.explorer.run("comparing", lambda: session.compare(setting, methods, layers), show)
+        self.explorer.run("comparing", compared, show)
+
+    def pictures(self):
+        "The table in the colours at hand; words where a cell could not be drawn."
+
+        def painted(heat):
+            return heat if isinstance(heat, str) else self.explorer.panel.painted(heat, **self.explorer.colours)
+
+        return {method: {layer: painted(heat) for layer, heat in row.items()} for method, row in self.found.items()}
 
     def paint(self):
-        "The table in the colours at hand."
-        if self.found is None:
-            return
+        if self.found is not None:
+            self.table.value = table_of_pictures(self.pictures(), self.caption, self.numbers, buttons=True)
 
-        def painted(heats):
-            return {layer: self.explorer.panel.painted(heat, **self.explorer.colours) for layer, heat in heats.items()}
+    def choose(self, method, layer):
+        "Show a cell above: from now on it is what is asked."
+        self.explorer.choose(method, [] if layer == NO_LAYER else [layer])
 
-        self.table.value = table_of_pictures({method: painted(heats) for method, heats in self.found.items()}, self.caption)
+    def write(self):
+        "The table as one picture."
+        path = Path(self.explorer.save.folder.value).expanduser() / "comparison.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure_of_table(self.pictures(), self.caption, self.numbers).savefig(path, dpi=150, bbox_inches="tight")
+        self.said.value = f"<div role='status'>saved: {html.escape(str(path))}</div>"
+
+# %% ../../nbs/widgets/panels.ipynb #ae3029f9
+def _numbers(session, setting, table, metric):
+    "A metric's number for each picture of a table; why there is none, where it cannot be measured."
+
+    def said(method, layer):
+        layers = setting.layers if layer == NO_LAYER else (layer,)
+        try:
+            return f"{measure(session, replace(setting, method=method, layers=layers), metric):.3f}"
+        except Stopped:
+            raise
+        except Exception as error:
+            return in_words(error)
+
+    return {
+        (method, layer): said(method, layer) for method, row in table.items() for layer, heat in row.items() if not isinstance(heat, str)
+    }
 
 # %% ../../nbs/widgets/panels.ipynb #11
 class Measure(VBox):
@@ -66,8 +110,7 @@ class Measure(VBox):
 
     def __init__(self, explorer):
         self.explorer, self.rows = explorer, []
-        names = [name for name, kind in list_metrics().items() if not issubclass(kind, LocalisationMetric)]
-        self.metric = Dropdown(options=names, value="ROADCombined", description="Metric")
+        self.metric = Dropdown(options=measurable(), value="ROADCombined", description="Metric")
         self.button = Button(description="Measure", tooltip="measure the map at hand", button_style="primary")
         self.about, self.table = HTML(), HTML()
         self.metric.observe(lambda _: self.describe(), "value")
@@ -87,14 +130,17 @@ class Measure(VBox):
     def measure(self):
         from pandas import DataFrame
 
-        setting, session, name = self.explorer.setting, self.explorer.session, self.metric.value
+        setting, session, name = self.explorer.at_hand, self.explorer.session, self.metric.value
+        if setting is None:
+            return self.explorer.say("Measure: there is no map yet; wait for it, or choose what can be explained")
 
         def show(value):
-            self.rows.insert(0, (name, value, setting.method, " + ".join(setting.layers), setting.asked.label))
+            where = " + ".join(setting.layers) if setting.uses_layers else ""
+            self.rows.insert(0, (name, value, setting.method, where, setting.asked.label))
             table = DataFrame(self.rows, columns=["metric", "value", "method", "layer", "target"])
             self.table.value = f"<div style='overflow-x:auto'>{table.to_html(index=False, border=0, float_format='{:.4f}'.format)}</div>"
 
-        self.explorer.run(f"measuring {name}", lambda: session.measure(setting, name), show)
+        self.explorer.run(f"measuring {name}", lambda: measure(session, setting, name), show)
 
 # %% ../../nbs/widgets/panels.ipynb #14
 class CopyCode(VBox):
@@ -106,7 +152,8 @@ class CopyCode(VBox):
 
     def paint(self):
         "The code of the setting and colours at hand."
-        self.code.value = self.explorer.session.code(self.explorer.setting, **self.explorer.colours)
+        if self.explorer.at_hand is not None:
+            self.code.value = self.explorer.session.code(self.explorer.at_hand, **self.explorer.colours)
 
 
 class Save(VBox):
@@ -122,8 +169,8 @@ class Save(VBox):
         super().__init__([HBox([self.folder, self.name, self.button], layout=Layout(flex_flow="row wrap")), self.said])
 
     def save(self):
-        setting, session, colours = self.explorer.setting, self.explorer.session, dict(self.explorer.colours)
-        if setting not in session.kept:
+        setting, session, colours = self.explorer.at_hand, self.explorer.session, dict(self.explorer.colours)
+        if setting is None or setting not in session.kept:
             return self.explorer.say("Save: there is no map yet; wait for it, or choose what can be explained")
         settings = dict(
             picture=session.sources[setting.picture],

@@ -62,6 +62,20 @@ def _labels(model, output, names):
 
     return label
 
+# %% ../../nbs/widgets/questions.ipynb #8cdfba51
+def _is_background(one):
+    "Whether a segmenter's class is the background: by its name, or, where no names are known, as the first of its planes."
+    name, _, said = one.label.partition(" (")
+    return name.strip("_") == "background" or name in ("0", "class 0") and said.endswith("of the picture)")
+
+
+def _background_later(found):
+    "The same, the background behind what is there: it fills most of most pictures, and nobody asks about it first."
+    if not found or not _is_background(found[0]):
+        return found
+    there = [one for one in found[1:] if one.kind is found[0].kind and not one.label.endswith("(nowhere)")]
+    return [*there, *(one for one in found if one not in there)]
+
 # %% ../../nbs/widgets/questions.ipynb #10
 def questions(
     model: nn.Module,
@@ -79,6 +93,6 @@ def questions(
             break
         found += [asked(kind, **offer) for offer in kind.offers(output)]
     if found:
-        return found
+        return _background_later(found)
     what = "it finds nothing in this picture" if isinstance(output, (list, Mapping)) else f"it answers with a {type(output).__name__}"
     raise ValueError(f"targets: there is nothing to ask this model about ({what}); pass targets=, a dict of names and targets")

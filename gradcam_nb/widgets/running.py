@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from ipywidgets import HTML, Button, IntProgress, Layout, VBox
 
-from .worker import Worker, in_words
+from .worker import Stopped, Worker, in_words
 
 # %% ../../nbs/widgets/running.ipynb #d19b2471
 class Running(VBox):
@@ -22,7 +22,7 @@ class Running(VBox):
         self.bar = IntProgress(0, 0, 1, layout=Layout(width="200px"))
         self.stop = Button(description="Stop", icon="stop", tooltip="end the run", layout=Layout(width="90px"))
         self.worker = Worker(self._progress)
-        self.stop.on_click(lambda _: self.worker.stop())
+        self.stop.on_click(lambda _: self._stopping())
         super().__init__()
 
     def safely(
@@ -62,11 +62,23 @@ class Running(VBox):
 
         def failed(error):
             self.idle()
-            self.say(in_words(error))
+            if isinstance(error, Stopped):
+                self.status.value = "<div role='status'>stopped</div>"
+            else:
+                self.say(in_words(error))
+            self.put_back()
 
+        self.say("")
         self.status.value = f"<div role='status'>{html.escape(label)} …</div>"
         self.stop.disabled = False
         self.worker.start(job, ended, failed)
+
+    def put_back(self):
+        "After a run that came to nothing; a panel with lists says here again what it shows."
+
+    def _stopping(self):
+        self.worker.stop()
+        self.status.value = "<div role='status'>stopping …</div>"
 
     def idle(self):
         "Nothing runs."

@@ -12,46 +12,24 @@ from functools import partial
 
 import torch
 from PIL.Image import Image
-from torch import Tensor, nn
+from torch import nn
 
-from ..ask import default_model, input_for, preprocess_of, read_picture
-from ..catalogue import list_methods, list_metrics
-from ..compare import compare_layers
+from ..ask import default_model, input_for, preprocess_of, whole_picture
 from ..engine.inputs import call_model
-from ..engine.layers import Layer, list_layers
+from ..engine.layers import Layer, draws, list_layers
 from ..engine.live import live_layers, suggest_layer
 from ..engine.visit import evaluating, unwrap
 from ..explain import explain
 from ..explanation import Explanation
 from ..imaging.preprocess import Preprocess
-from ..metrics.metric import ask_metric
 from ..models import load_model
 from ..targets.resolve import resolve_targets, total_score
+from .pictures import first_of, pictures_and_sources
 from .questions import Asked, offering_targets, questions
 from .serving import what_it_has, why_not
 from .setting import Setting, code_of
 
 # %% ../../nbs/widgets/session.ipynb #10
-def _sources(images):
-    "Each picture, and the Python that names it."
-
-    def source(image, otherwise):
-        return repr(image) if isinstance(image, str) else otherwise
-
-    if isinstance(images, Mapping):
-        return [(read_picture(image), repr(name)) for name, image in images.items()]
-    is_batch = isinstance(images, Tensor) and images.ndim == 4 and len(images) > 1
-    if is_batch or isinstance(images, (list, tuple)):
-        return [(read_picture(image), source(image, f"images[{i}]")) for i, image in enumerate(images)]
-    return [(read_picture(images), source(images, "image"))]
-
-
-def _first(images):
-    if isinstance(images, Mapping):
-        images = list(images.values())
-    return images[0] if isinstance(images, (list, tuple)) and images else images
-
-
 def _is_inside(x, y, box):
     left, top, right, bottom = box
     return left <= x <= right and top <= y <= bottom
@@ -68,18 +46,24 @@ class Session:
     def __init__(
         self,
         model: nn.Module | str | None = None,  # a model, or what `load_model` takes; left out: a sample network that fits the picture
-        images="scene:3",  # what `explain` takes; or a list of such, a dict of them by file name, or a batch `B × C × H × W` in [0, 1]
+        images="scene:3",  # what `explain` takes; or a list, a dict or a data set of such, or a batch `B × C × H × W` in [0, 1]
         *,
         preprocess: Preprocess | None = None,  # left out: the model's own
         names: Sequence[str] | None = None,  # of the classes; left out: the model's own
         targets: Mapping[str, Callable] | None = None,  # targets of your own, by the name to show; in front of what is found
+        whole: bool | str | None = None,  # as for `explain`; left out: a segmenter sees all of the picture
     ):
-        model = default_model(_first(images)) if model is None else model
+        model = default_model(first_of(images)) if model is None else model
         self.network = load_model(model) if isinstance(model, str) else unwrap(model)
         self.model = model if isinstance(model, str) else None
         self.given, self.names, self.targets = preprocess, names, dict(targets or {})
-        self.pictures, self.sources = map(list, zip(*_sources(images)))
+        self.pictures, self.sources = pictures_and_sources(images)
+        if not len(self.pictures):
+            raise ValueError("images: got none; pass at least one picture")
         self.outputs, self.asked, self.kept, self.lock = {}, {}, {}, threading.Lock()
+        self.whole, self.handed = {True: "squash", False: "", None: ""}.get(whole, whole), None
+        if whole is None and preprocess is None and draws(self.output(0), self.preprocess(0).size):
+            self._show_all()
         self.layers: list[Layer] = list_layers(self.network, self.tensor(0))
         score = self._score(self.questions(0)[0])
         laid = [layer for layer in self.layers if layer.grid is not None and torch.Size(layer.grid).numel() > 1]
@@ -87,12 +71,19 @@ class Session:
         self.suggested = suggest_layer(self.network, self.tensor(0), score).name
         self.why_not = partial(why_not, what_it_has(self.network, self.tensor(0), self.questions(0)[0], self.suggested))
 
+    def _show_all(self):
+        "The network sees all of the first picture, where it would take the middle."
+        left, top, right, bottom = self.region(0)
+        if left > 0.5 or top > 0.5:
+            self.whole, self.outputs = "squash", {}
+
     def _score(self, asked):
         return lambda output: total_score(resolve_targets(asked.target, output, 1), output)
 
     def preprocess(self, picture: int) -> Preprocess:
         "How a picture is made an input."
-        return self.given or preprocess_of(self.network, self.pictures[picture])
+        own = self.given or preprocess_of(self.network, self.pictures[picture])
+        return whole_picture(own, self.whole) if self.whole else own
 
     def tensor(self, picture: int):  # `1 × C × H × W`; for a torchvision detector a list of one picture
         "A picture as the model takes it."
@@ -115,12 +106,19 @@ class Session:
             own = [Asked(f"targets[{name!r}]", name, target) for name, target in self.targets.items()]
             try:
                 found = questions(self.network, self.output(picture), self.names)
-            except ValueError:
+            except ValueError as error:
                 if not own:
-                    raise
+                    raise ValueError(f"{error}{self._shown_as(picture)}") from error
                 found = []
             self.asked[picture] = own + found
         return self.asked[picture]
+
+    def _shown_as(self, picture):
+        "How the picture was prepared, for a model that finds nothing in it."
+        shown = self.preprocess(picture)
+        return (
+            f"; it was shown the picture as {shown!r}: if it wants other numbers, sizes or all of the picture, pass preprocess= or whole="
+        )
 
     def asked_at(
         self,
@@ -177,37 +175,13 @@ class Session:
                 self.kept[setting] = found
         return self.kept[setting]
 
-    def compare(
-        self, setting: Setting, methods: Sequence[str], layers: Sequence[str]
-    ) -> dict[str, dict[str, Tensor]]:  # method -> layer -> heat map, `H × W`
-        "Methods × layers, from one run where the methods allow it."
-        how = {"eigen_smooth": True} if setting.eigen_smooth else {}
-        table = compare_layers(self.network, self.tensor(setting.picture), methods, layers, setting.asked.target, **how)
-        return {method: {layer: heats[0] for layer, heats in row.items()} for method, row in table.items()}
-
-    def measure(self, setting: Setting, metric: str) -> float:
-        "A metric's number for a setting's map."
-        measured = list_metrics()[metric]()
-
-        def again(rows, targets):
-            method = list_methods()[setting.method](self.network, list(setting.layers))
-            return method(rows, targets, **setting.how())
-
-        found = ask_metric(
-            measured,
-            input_tensor=self.tensor(setting.picture),
-            cams=again if measured.needs_method else self.explain(setting).heat_map[None],
-            targets=setting.asked.target,
-            model=self.network,
-        )
-        return float(found[0])
-
     def code(self, setting: Setting, **colours) -> str:
         "The Python that gives a setting's picture."
         picture = self.pictures[setting.picture]
         height, width = self.preprocess(setting.picture).size
         is_small = picture.width < width or picture.height < height
-        return code_of(setting, self.sources[setting.picture], self.model, self.given, upscale=is_small, colours=colours)
+        how = dict(whole=self.whole, upscale=is_small, colours=colours, handed=self.handed)
+        return code_of(setting, self.sources[setting.picture], self.model, self.given, **how)
 
     def image(self, setting: Setting, **colours) -> Image:
         "The picture with the map on it."

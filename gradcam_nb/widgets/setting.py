@@ -41,9 +41,14 @@ class Setting:
         return how
 
 # %% ../../nbs/widgets/setting.ipynb #f4d1cfa8
-def _imports(target, preprocess):
+_HANDED = ("model", "image", "images", "targets")
+
+
+def _imports(target, preprocess, handed):
     "What the code imports; `target` is Python."
     listed = set(re.findall(r"\w+", target)) & set(targets.__all__)
+    if handed:
+        listed.add("explored")
     if preprocess is not None:
         listed.add(type(preprocess).__name__)
     return ", ".join(["explain", *sorted(listed)])
@@ -58,8 +63,10 @@ def code_of(
     source: str,  # the Python that names the picture
     model: str | None = None,  # its name; left out: the script has a `model`
     preprocess: Preprocess | None = None,  # left out: the model's own
+    whole: str = "",  # "squash" or "pad": the network sees all of the picture
     upscale: bool = False,  # the picture is smaller than the network takes
     colours: Mapping = {},  # `colormap`, `opacity`, `threshold` of `imaging.overlay`
+    handed: str | None = None,  # the Python that gives what was handed over, such as "explored(1)"
 ) -> str:
     "The Python that gives a setting's picture."
     layers = setting.layers[0] if len(setting.layers) == 1 else list(setting.layers)
@@ -68,10 +75,14 @@ def code_of(
         options.append(f"layer={layers!r}")
     if preprocess is not None:
         options.append(f"preprocess={preprocess!r}")
+    if whole:
+        options.append(f"whole={whole!r}")
     if upscale:
         options.append("upscale=True")
     options += [f"{name}={value!r}" for name, value in setting.how().items()]
     called = "model" if model is None else repr(model)
     lines = ",\n    ".join([f"{source}, {called}", *options])
-    imported = _imports(setting.asked.code, preprocess)
-    return f"from gradcam_nb import {imported}\n\nexplanation = explain({lines})\nexplanation.overlay({_arguments(colours)})"
+    body = f"explanation = explain({lines})\nexplanation.overlay({_arguments(colours)})"
+    used = [name for name in _HANDED if handed and re.search(rf"[( ={{]{name}\b[,\[]", body)]
+    given = "".join(f"{name} = {handed}[{name!r}]  # in another program: your own\n" for name in used)
+    return f"from gradcam_nb import {_imports(setting.asked.code, preprocess, given)}\n\n{given}{body}"

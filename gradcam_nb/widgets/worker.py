@@ -67,9 +67,13 @@ class Worker:
         self.stop()
         self.job = None
 
-    def wait(self):
-        "Wait for the job, and deliver; for scripts and tests, not where an event loop runs."
-        while self.busy:
+    def wait(
+        self,
+        seconds: float = float("inf"),  # at most so long
+    ):
+        "Wait for the job, and deliver; for scripts and tests, and for a moment where an event loop runs."
+        until = time.monotonic() + seconds
+        while self.busy and time.monotonic() < until:
             self.thread.join(0.05), self.deliver()
         self.deliver()
 

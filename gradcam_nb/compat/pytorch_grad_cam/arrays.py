@@ -169,7 +169,7 @@ class GuidedBackpropReLUModel:
         target_category=None,  # a class; left out: the top one
     ) -> np.ndarray:  # `H × W × C`, any sign
         "The guided gradient at the input."
-        method = guided_backprop.GuidedBackpropReLUModel(self.model, self.device, relu6=False)
+        method = guided_backprop.GuidedBackpropReLUModel(self.model, self.device, relu_only=True)
         (guided,) = method(input_img[:1].detach(), target_category)
         return guided.permute(1, 2, 0).cpu().numpy()
 

@@ -22,8 +22,9 @@ from ...engine.record import record
 from ...engine.visit import FromInput, evaluating, unwrap
 from ...explain import likeliest_and_chosen
 from ...explanation import Seen
+from ...imaging.arrays import deprocess_image
 from ...imaging.overlay import show_cam_on_image
-from ...imaging.preprocess import deprocess_image, preprocess_for
+from ...imaging.preprocess import preprocess_for
 from ...imaging.write import write_all
 from ...methods.guided_backprop import GuidedBackpropReLUModel
 from ...targets.resolve import resolve_targets, total_score
@@ -50,7 +51,7 @@ def _taken(network, picture):
 
 def _guided(network, x, target):
     "The guided gradient at the input; a word where no ReLU was there to guide."
-    guided = GuidedBackpropReLUModel(network, relu6=False)(x, target)
+    guided = GuidedBackpropReLUModel(network, relu_only=True)(x, target)
     if any(isinstance(module, nn.ReLU) for module in network.modules()):
         return guided
 
