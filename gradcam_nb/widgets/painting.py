@@ -114,7 +114,7 @@ def table_of_pictures(
             said = f"<span style='display:block;max-width:180px;font-size:12px'>{html.escape(shown)}</span>"
             return f"<td style='padding:2px;vertical-align:top'>{said}</td>"
         source, names = f"data:image/png;base64,{b64encode(png(shown)).decode()}", (html.escape(row), html.escape(column))
-        image = f"<img alt='{' at '.join(names)}' style='width:clamp(110px,12vw,200px);display:block' src='{source}'>"
+        image = f"<img alt='{' at '.join(names)}' style='width:clamp(100px,9vw,200px);display:block' src='{source}'>"
         if buttons:
             image = f"<button title='show this one' data-row='{names[0]}' data-column='{names[1]}'>{image}</button>"
         return f"<td style='padding:2px;vertical-align:top'>{image}{html.escape(notes.get((row, column), ''))}</td>"

@@ -31,7 +31,7 @@ class Compare(VBox):
         self.explorer, self.found, self.numbers = explorer, None, {}
         self.methods = Choices(label="Methods", options=methods.options, multiple=True, rows=8, value=["GradCAM", "HiResCAM", "LayerCAM"])
         self.layers = Choices(label="Layers", multiple=True, rows=8)
-        self.metric = Dropdown(options=[("no number", ""), *measurable()], description="Below each")
+        self.metric = Dropdown(options=[("no number", ""), *((name, name) for name in measurable())], description="Below each")
         self.button = Button(description="Compare", tooltip="draw each method at each layer", button_style="primary")
         self.keep = Button(description="Save as figure", tooltip="write the table as a PNG into the folder that Save names", disabled=True)
         self.table, self.said = Clickable(), HTML()
