@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from unittest.mock import patch
 
 import torch
@@ -48,11 +49,19 @@ def times(cases: list[Case], rounds: int = 15) -> list[float]:
     return [statistics.median(t) for t in taken]
 
 
+def _high_water() -> int:
+    """Kilobytes. Linux starts a process's `ru_maxrss` at what its parent held, which may be more than it will ever hold itself."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
 def _peak(case: Case, pipe) -> None:
     call = case.prepare()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = _high_water()
     call()
-    pipe.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    pipe.send(_high_water() - before)
 
 
 # glibc keeps freed blocks for later, more of them the longer a program runs: a loop over one and the same batch grows

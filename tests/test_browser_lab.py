@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from gradcam_nb.samples.scenes import CLASSES
 from gradcam_nb.widgets.measuring import measure
 from gradcam_nb.widgets.painting import Panel, raw_map
 from gradcam_nb.widgets.session import Session
@@ -196,6 +197,26 @@ def test_layer_method_target(shown, expected, session):
     shown.until(expected(layers=["layer3", "layer4"], method="LayerCAM", asked=second))
     shown.layer("layer2")
     shown.until(expected(layers="layer2", method="LayerCAM", asked=second), seconds=1)
+
+
+def test_a_long_list_is_filtered(shown, session):
+    """By a part of the name or by the whole number; what is chosen and does not fit stays chosen."""
+    target = shown.root.get_by_label("Target", exact=True)
+    find, all_of_them = shown.root.get_by_label("filter: Target"), target.locator("option").count()
+    find.fill("star")
+    labels = target.locator("option").all_inner_texts()
+    assert 0 < len(labels) < all_of_them
+    assert all("star" in label for label in labels)
+    before = shown.state()[0][1]
+    find.fill("7")
+    target.locator("option").first.wait_for(state="attached")
+    assert target.locator("option").first.get_attribute("value") == "7"
+    find.press("Enter")
+    shown.page.wait_for_function("before => document.querySelectorAll('.gradcam-nb img')[1].alt !== before", arg=before)
+    assert shown.state()[0][1].startswith(CLASSES[7])
+    find.press("Escape")
+    assert target.locator("option").count() == all_of_them
+    shown.choose("Target", session.questions(0)[1].code)
 
 
 def test_a_dead_layer_is_grey(shown):

@@ -69,11 +69,10 @@ class Board(Running):
         fits = [("as the model takes it", ""), ("all of it, squashed", "squash"), ("all of it, padded", "pad")]
         self.fit = Dropdown(options=fits, description="Shown", **_wide())
         self.picture = BoundedIntText(0, 0, 0, description="Picture", **_wide())
-        self.target = Choices(label="Target", rows=7)
-        self.search = Combobox(placeholder="search a class by name", description="Search", continuous_update=False, **_wide())
+        self.target = Choices(label="Target", rows=9, filter="a class's name or number")
         self.method = Choices(label="Method", options=method_choices(), value=["GradCAM"], rows=9)
         self.about = HTML()
-        self.layer = Choices(label="Layer (with Ctrl: several, fused)", multiple=True, rows=10)
+        self.layer = Choices(label="Layer (with Ctrl: several, fused)", multiple=True, rows=10, filter="a part of a layer's name")
         self.fusion = Dropdown(options=["mean", "max", "product", "sum"], description="Fusion", **_wide())
         self.aug, self.eigen = _check("smooth by changed copies"), _check("first component")
 
@@ -95,7 +94,7 @@ class Board(Running):
     ):
         "Left what is asked, right what came of it."
         where = [self.model, self.sample, self.path, self.upload, self.fit, self.picture]
-        what = [self.target, self.search, self.method, self.about, self.layer, self.fusion, self.aug, self.eigen]
+        what = [self.target, self.method, self.about, self.layer, self.fusion, self.aug, self.eigen]
         asked = VBox([*where, *what], layout=Layout(flex="1 1 280px", min_width="0", padding="0 12px 0 0"))
         came = [
             _row([self.status, self.bar, self.stop], align_items="center"),

@@ -17,6 +17,9 @@ _LOOK = """
   border: 1px solid var(--jp-border-color1, #bbb); border-radius: 3px; font: 12px/1.5 var(--jp-code-font-family, monospace); }
 .gradcam-nb option:disabled { color: var(--jp-ui-font-color3, #999); font-style: italic; }
 .gradcam-nb optgroup { color: var(--jp-ui-font-color2, #666); font-style: normal; }
+.gradcam-nb input[type=search] { width: 100%; box-sizing: border-box; margin-bottom: 2px; color: inherit; font: inherit; padding: 1px 4px;
+  background: var(--jp-layout-color1, #fff); border: 1px solid var(--jp-border-color1, #bbb); border-radius: 3px; }
+.gradcam-nb option { background: linear-gradient(var(--jp-brand-color1, #1976d2) 0 0) 0 100% / 0 2px no-repeat; }
 .gradcam-nb select option { color: var(--jp-ui-font-color1, #222); }
 .gradcam-nb label { display: block; font-weight: 600; margin: 4px 0 2px; }
 .gradcam-nb img { display: block; width: 100%; image-rendering: auto; border-radius: 3px; cursor: crosshair; }
@@ -31,22 +34,31 @@ _LOOK = """
 
 # %% ../../nbs/widgets/controls.ipynb #07
 class Choices(anywidget.AnyWidget):
-    "A labelled list; entries may be greyed, grouped, and, with `multiple`, chosen together."
+    "A labelled list; entries may be greyed, grouped, filtered, and, with `multiple`, chosen together."
 
     _css = _LOOK
     _esm = """
     function render({ model, el }) {
       el.classList.add("gradcam-nb");
-      const label = document.createElement("label"), select = document.createElement("select");
+      const label = document.createElement("label"), select = document.createElement("select"), find = document.createElement("input");
       label.htmlFor = select.id = "gradcam-nb-" + Math.random().toString(36).slice(2);
-      el.append(label, select);
+      find.type = "search";
+      el.append(label, find, select);
+      function fits(option) {
+        const words = find.value.trim().toLowerCase();
+        const name = option.label.toLowerCase().replace(/\\(.*/, "");  // a number is no part of a percentage
+        return !words || option.value === words || name.includes(words);
+      }
       function build() {
         label.textContent = model.get("label");
+        find.hidden = !model.get("filter");
+        find.placeholder = model.get("filter");
+        find.setAttribute("aria-label", "filter: " + model.get("label"));
         select.multiple = model.get("multiple");
         select.size = Math.max(2, Math.min(model.get("rows"), model.get("options").length + 2));
         select.replaceChildren();
         let group = null;
-        for (const option of model.get("options")) {
+        for (const option of model.get("options").filter(fits)) {
           if (option.group && (!group || group.label !== option.group)) {
             group = document.createElement("optgroup");
             group.label = option.group;
@@ -57,6 +69,7 @@ class Choices(anywidget.AnyWidget):
           entry.textContent = option.label;
           entry.title = option.hint || "";
           entry.disabled = Boolean(option.disabled);
+          if (option.share) entry.style.backgroundSize = `${100 * option.share}% 2px`;
           (option.group ? group : select).append(entry);
         }
         choose();
@@ -71,10 +84,19 @@ class Choices(anywidget.AnyWidget):
         if (first && document.activeElement !== select) select.scrollTop = Math.max(0, first.offsetTop - select.clientHeight / 2);
       }
       select.addEventListener("change", () => {
-        model.set("value", Array.from(select.selectedOptions, entry => entry.value));
+        const shown = new Set(Array.from(select.options, entry => entry.value));
+        const unseen = model.get("multiple") ? model.get("value").filter(value => !shown.has(value)) : [];
+        model.set("value", [...unseen, ...Array.from(select.selectedOptions, entry => entry.value)]);
         model.save_changes();
       });
-      for (const trait of ["options", "label", "multiple", "rows"]) model.on("change:" + trait, build);
+      find.addEventListener("input", build);
+      find.addEventListener("keydown", event => {
+        if (event.key === "Escape") { find.value = ""; build(); }
+        if (event.key !== "Enter") return;
+        const first = Array.from(select.options).find(entry => !entry.disabled);
+        if (first) { model.set("value", [first.value]); model.save_changes(); }
+      });
+      for (const trait of ["options", "label", "multiple", "rows", "filter"]) model.on("change:" + trait, build);
       model.on("change:value", choose);
       build();
       requestAnimationFrame(choose);  // a list that is not on the page yet does not scroll
@@ -82,10 +104,11 @@ class Choices(anywidget.AnyWidget):
     export default { render };
     """
     label = Unicode().tag(sync=True)
-    options = List(Dict()).tag(sync=True)  # each: `value`, `label`, and what there is of `hint`, `group`, `disabled`
+    options = List(Dict()).tag(sync=True)  # each: `value`, `label`, and what there is of `hint`, `group`, `disabled`, `share` (a bar)
     value = List(Unicode()).tag(sync=True)  # the values that are chosen
     multiple = Bool(False).tag(sync=True)
     rows = Int(8).tag(sync=True)  # entries that are seen at once
+    filter = Unicode().tag(sync=True)  # what stands in the field that filters the list; empty: there is none
 
 # %% ../../nbs/widgets/controls.ipynb #09
 class PointedPicture(anywidget.AnyWidget):

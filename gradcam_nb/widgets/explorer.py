@@ -10,7 +10,7 @@ import html
 from pathlib import Path
 
 from ..catalogue import list_methods
-from .lists import layer_choices, listed_questions, method_choices
+from .lists import layer_choices, method_choices, target_choices
 from .opening import Opening
 from .painting import Panel, png, raw_map, still
 from .panels import Compare, CopyCode, Measure, Save
@@ -37,7 +37,6 @@ class Explorer(Opening):
             self.hear(shown, "over", self._read)
             self.hear(shown, "clicked", self._pick)
         self.hear(self.picture, "value", lambda _: self._turned())
-        self.hear(self.search, "value", self._searched)
 
     def opened(self, session):
         self.picture.max = len(session.pictures) - 1
@@ -45,6 +44,8 @@ class Explorer(Opening):
         self.picture.layout.display = None if len(session.pictures) > 1 else "none"
         self.quiet = True
         self.layer.options, self.layer.value = layer_choices(session), [session.suggested]
+        if self.explanation is None and session.questions(0)[0].box:  # as the guide on detectors says
+            self.method.value, self.fusion.value = ["HiResCAM"], "sum"
         self.quiet = False
         serving = [layer for layer in session.layers if layer.name in session.live]
         self.compare.list_layers(self.layer, serving, session.suggested)
@@ -54,8 +55,8 @@ class Explorer(Opening):
         "Another picture of the same session."
         asked = self.session.questions(self.picture.value)
         self.quiet = True
-        self.target.options = [dict(value=one.code, label=one.label) for one in listed_questions(asked)]
-        self.target.value, self.search.options = [asked[0].code], [one.label for one in asked]
+        self.target.options = target_choices(asked)
+        self.target.value = [asked[0].code]
         self.quiet = False
         self._asked()
 
@@ -85,24 +86,6 @@ class Explorer(Opening):
         "Ask for another method at other layers; without layers at those that are chosen."
         self.quietly(method=[method], layer=layers or self.layer.value)
         self._asked()
-
-    def _searched(self, words):
-        words = words.strip()
-        if not words:
-            return
-        asked = self.session.questions(self.picture.value)
-        called = [one for one in asked if words.lower() in (one.label.lower(), one.code)]  # a number is a class's code
-        found = called or [one for one in asked if words.lower() in one.label.lower()]
-        if found:
-            self._ask(found[0])
-        else:
-            self.say(f"target: no class is called {words!r}; type a part of a name, or a number")
-
-    def _ask(self, asked):
-        "A question that may not stand in the list yet."
-        if asked.code not in [option["value"] for option in self.target.options]:
-            self.target.options = [*self.target.options, dict(value=asked.code, label=asked.label)]
-        self.target.value = [asked.code]
 
     def _asked(self, _=None):
         "Something that decides the map has changed."
@@ -142,8 +125,8 @@ class Explorer(Opening):
     def _came(self, session, setting, explanation):
         self.setting, self.explanation, self.shows = setting, explanation, (session, setting.picture)
         self.panel = self._panel()
-        listed = listed_questions(self.session.questions(setting.picture))
-        boxes = [self.session.box(setting.picture, one) for one in listed if one.box]
+        found = [one for one in self.session.questions(setting.picture) if one.box]
+        boxes = [self.session.box(setting.picture, one) for one in found[:10]]
         self.shown[0].value = png(self.panel.plain(boxes, self.session.box(setting.picture, setting.asked)))
         self.paint()
 
@@ -192,4 +175,4 @@ class Explorer(Opening):
             return
         there = self.session.asked_at(self.picture.value, *self._at(clicked))
         if there:
-            self._ask(there)
+            self.target.value = [there.code]

@@ -6,6 +6,7 @@
 __all__ = ['Asked', 'offering_targets', 'questions']
 
 # %% ../../nbs/widgets/questions.ipynb #03
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -27,6 +28,7 @@ class Asked:
     target: Any = field(compare=False)  # a class index, or a callable
     box: tuple | None = field(compare=False, default=None)  # left, top, right, bottom in the network's input, for a detection
     kind: type | None = field(compare=False, default=None)  # the class that offers it; None for a target of your own
+    share: float | None = field(compare=False, default=None)  # a class's probability, a box's score, a region's area; in [0, 1]
 
 # %% ../../nbs/widgets/questions.ipynb #09
 def offering_targets() -> list[type]:  # in the order of the list; those of last resort behind the others
@@ -86,7 +88,9 @@ def questions(
     label, found = _labels(model, output, names), []
 
     def asked(kind, *, target, category=None, classes=None, said=None, box=None):
-        return Asked(repr(target), label(category, classes, said), target, box, kind)
+        text = label(category, classes, said)
+        share = re.search(r"\(([\d.]+)%", text)
+        return Asked(repr(target), text, target, box, kind, float(share[1]) / 100 if share else None)
 
     for kind in offering_targets():
         if found and _is_last_resort(kind):
