@@ -25,7 +25,8 @@ from ipywidgets import (
 )
 
 from ..ask import sample_photos
-from .controls import Choices, PointedPicture
+from .choices import Choices
+from .controls import PointedPicture
 from .lists import method_choices
 from .own_keys import OwnKeys
 from .running import Running

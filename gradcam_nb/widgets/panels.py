@@ -13,8 +13,9 @@ from pathlib import Path
 from ipywidgets import HTML, Button, Dropdown, HBox, Layout, Text, VBox
 
 from ..catalogue import list_metrics
+from .choices import Choices
 from .comparing import NO_LAYER, comparison, stage_ends
-from .controls import Choices, Clickable, Code
+from .controls import Clickable, Code
 from .measuring import measurable, measure
 from .painting import figure_of_table, table_of_pictures
 from .worker import Stopped, in_words
