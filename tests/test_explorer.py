@@ -646,3 +646,30 @@ def test_a_detector_that_finds_nothing_says_how_it_was_asked():
 
     with pytest.raises(ValueError, match=r"finds nothing.*it was shown the picture as Preprocess\(size=.*pass preprocess="):
         explore(Finds(), "scene:3")
+
+
+@pytest.mark.data
+def test_real_networks_at_first_touch(data):
+    """A detector sees the picture in a way in which it finds things; a segmenter is first asked about what is there."""
+    import demo_models
+
+    both = str(data / "images/misc/both.png")
+    panel = opened(demo_models.yolox_nano_coco(data / "models"), both, names=demo_models.COCO_CLASSES)
+    assert [one["label"].split()[0] for one in panel.target.options] == ["dog", "cat"]
+    assert panel.session.view[0] == "in its own size, 0 to 1"
+    assert "in its own size, 0 to 1" in panel.shown[0].alt
+    assert panel.setting.method == "HiResCAM"
+    assert "preprocess=Preprocess(" in panel.copy.code.value
+    same_map({}, panel)
+    panel.measure.metric.value = "DropInConfidence"
+    panel.measure.measure()
+    panel.worker.wait()
+    assert panel.measure.rows, panel.error.value
+    panel = opened(demo_models.deeplabv3_mobilenet_v2_voc(data / "models"), both, names=demo_models.VOC_CLASSES)
+    assert [one["label"].split()[0] for one in panel.target.options[:3]] == ["dog", "cat", "background"]
+    assert panel.session.region(0) == pytest.approx((0, 0, 224, 224), abs=1)
+    same_map({}, panel)
+    for name, first in (("mobilenet_v2_imagenet", "bull mastiff"), ("vit_tiny_imagenet", "bull mastiff")):
+        panel = opened(getattr(demo_models, name)(data / "models"), both)
+        assert panel.setting.asked.label.startswith(first)
+        same_map({}, panel)

@@ -63,7 +63,7 @@ class Explorer(Opening):
     def put_back(self):
         "After a run that came to nothing the lists say again what is shown; where nothing is, the picture stands alone."
         self.name_what_is_open()
-        if self.shows != (self.session, self.picture.value):
+        if self.at_hand is None:
             self.panel, self.setting, self.explanation = self._panel(), None, None
             self.shown[0].value, self.shown[1].value, self.shown[2].value = png(self.panel.plain()), b"", b""
             for title, text in zip(self.titles, (self.session.sources[self.picture.value].strip("'"), "no map", "")):
@@ -147,7 +147,8 @@ class Explorer(Opening):
         self.shown[2].value = png(raw_map(heat, self.colormap.value, self.threshold.value))
         picture = Path(self.session.sources[setting.picture].strip("'")).name
         at = f" at {' + '.join(setting.layers)}" if setting.uses_layers else ""
-        titles = picture, setting.asked.label, f"{setting.method}{at}"
+        seen = f", {self.session.view[0]}" if self.session.view else ""
+        titles = picture + seen, setting.asked.label, f"{setting.method}{at}"
         for title, shown, text in zip(self.titles, self.shown, titles):
             title.value, shown.alt = f"<b>{html.escape(text)}</b>", text
         self.copy.paint()

@@ -24,6 +24,7 @@ from ..explanation import Explanation
 from ..imaging.preprocess import Preprocess
 from ..models import load_model
 from ..targets.resolve import resolve_targets, total_score
+from .finding import confirmed_view, is_detection
 from .pictures import first_of, pictures_and_sources
 from .questions import Asked, offering_targets, questions
 from .serving import what_it_has, why_not
@@ -61,8 +62,8 @@ class Session:
         if not len(self.pictures):
             raise ValueError("images: got none; pass at least one picture")
         self.outputs, self.asked, self.kept, self.lock = {}, {}, {}, threading.Lock()
-        self.whole, self.handed = {True: "squash", False: "", None: ""}.get(whole, whole), None
-        if whole is None and preprocess is None and draws(self.output(0), self.preprocess(0).size):
+        self.whole, self.handed, self.view = {True: "squash", False: "", None: ""}.get(whole, whole), None, None
+        if whole is None and preprocess is None:
             self._show_all()
         self.layers: list[Layer] = list_layers(self.network, self.tensor(0))
         score = self._score(self.questions(0)[0])
@@ -72,17 +73,20 @@ class Session:
         self.why_not = partial(why_not, what_it_has(self.network, self.tensor(0), self.questions(0)[0], self.suggested))
 
     def _show_all(self):
-        "The network sees all of the first picture, where it would take the middle."
+        "A segmenter and a detector see all of the picture; a detector in the way in which it finds things."
         left, top, right, bottom = self.region(0)
-        if left > 0.5 or top > 0.5:
+        if draws(self.output(0), self.preprocess(0).size) and (left > 0.5 or top > 0.5):
             self.whole, self.outputs = "squash", {}
+        elif is_detection(self.output(0)) and not isinstance(self.tensor(0), list):
+            self.view = confirmed_view(self.network, self.pictures[0], self.preprocess(0))
+            self.outputs = {} if self.view else self.outputs
 
     def _score(self, asked):
         return lambda output: total_score(resolve_targets(asked.target, output, 1), output)
 
     def preprocess(self, picture: int) -> Preprocess:
         "How a picture is made an input."
-        own = self.given or preprocess_of(self.network, self.pictures[picture])
+        own = self.view[1](self.pictures[picture]) if self.view else self.given or preprocess_of(self.network, self.pictures[picture])
         return whole_picture(own, self.whole) if self.whole else own
 
     def tensor(self, picture: int):  # `1 × C × H × W`; for a torchvision detector a list of one picture
@@ -181,7 +185,8 @@ class Session:
         height, width = self.preprocess(setting.picture).size
         is_small = picture.width < width or picture.height < height
         how = dict(whole=self.whole, upscale=is_small, colours=colours, handed=self.handed)
-        return code_of(setting, self.sources[setting.picture], self.model, self.given, **how)
+        preprocess = self.preprocess(setting.picture) if self.view else self.given
+        return code_of(setting, self.sources[setting.picture], self.model, preprocess, **how)
 
     def image(self, setting: Setting, **colours) -> Image:
         "The picture with the map on it."
