@@ -659,6 +659,15 @@ def test_real_networks_at_first_touch(data):
     assert panel.session.view[0] == "in its own size, 0 to 1"
     assert "in its own size, 0 to 1" in panel.shown[0].alt
     assert panel.setting.method == "HiResCAM"
+    assert panel.setting.layers[0].startswith("dark5")  # the backbone's end, and no spot of the head's
+    for asked in panel.session.questions(0):
+        panel.target.value = [asked.code]
+        panel.worker.wait()
+        left, top, right, bottom = map(int, asked.box)
+        heat = panel.explanation.heat_map
+        inside = heat[top:bottom, left:right].sum() / heat.sum()
+        assert inside > 1.5 * (right - left) * (bottom - top) / heat.numel()
+        assert (heat[top:bottom, left:right] > 0.2).float().mean() > 0.1
     assert "preprocess=Preprocess(" in panel.copy.code.value
     same_map({}, panel)
     panel.measure.metric.value = "DropInConfidence"

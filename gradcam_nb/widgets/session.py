@@ -24,7 +24,7 @@ from ..explanation import Explanation
 from ..imaging.preprocess import Preprocess
 from ..models import load_model
 from ..targets.resolve import resolve_targets, total_score
-from .finding import confirmed_view, is_detection
+from .finding import backbone_end, confirmed_view, is_detection
 from .pictures import first_of, pictures_and_sources
 from .questions import Asked, offering_targets, questions
 from .serving import what_it_has, why_not
@@ -68,8 +68,10 @@ class Session:
         self.layers: list[Layer] = list_layers(self.network, self.tensor(0))
         score = self._score(self.questions(0)[0])
         laid = [layer for layer in self.layers if layer.grid is not None and torch.Size(layer.grid).numel() > 1]
-        self.live = {layer.name for layer in live_layers(self.network, laid, self.tensor(0), score)}
-        self.suggested = suggest_layer(self.network, self.tensor(0), score).name
+        live = live_layers(self.network, laid, self.tensor(0), score)
+        self.live = {layer.name for layer in live}
+        end = backbone_end(live) if self.questions(0)[0].box else None
+        self.suggested = (end or suggest_layer(self.network, self.tensor(0), score)).name
         self.why_not = partial(why_not, what_it_has(self.network, self.tensor(0), self.questions(0)[0], self.suggested))
 
     def _show_all(self):
