@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from browser import missing
 from PIL import Image
 
 from gradcam_nb.samples.scenes import CLASSES
@@ -484,3 +485,99 @@ def test_keys_belong_to_the_panel(shown):
     assert method.evaluate("e => e.selectedOptions[0].value") != "GradCAM"
     page.keyboard.press("Tab")
     assert root.evaluate("root => root.contains(document.activeElement)")
+
+
+def test_a_picture_is_enlarged_and_moved(shown):
+    """At the pointer, all three together; the value that is read is that of the place in the picture."""
+    page, pictures = shown.page, [shown.root.locator(".gradcam-nb img").nth(i) for i in range(3)]
+    pictures[1].focus()
+    for _ in range(4):
+        page.keyboard.press("+")
+    page.wait_for_function("[...document.querySelectorAll('.gradcam-nb-frame img')].every(i => i.style.transform.includes('scale'))")
+    frame, image = (shown.root.locator(selector).nth(1).bounding_box() for selector in (".gradcam-nb-frame", ".gradcam-nb-frame img"))
+    assert image["width"] == pytest.approx(1.25**4 * frame["width"], rel=0.02)
+    assert image["x"] <= frame["x"] + 1 and image["x"] + image["width"] >= frame["x"] + frame["width"] - 1
+    pictures[1].hover(position={"x": (frame["x"] - image["x"]) + 20, "y": (frame["y"] - image["y"]) + 20})
+    share = ((frame["x"] - image["x"]) + 20) / image["width"]
+    shown.root.get_by_text(f"x {share * 128:.0f},").wait_for()
+    page.mouse.down()
+    page.mouse.move(frame["x"] + 60, frame["y"] + 20, steps=4)
+    page.mouse.up()
+    moved = pictures[1].bounding_box()
+    assert moved["x"] > image["x"] + 10
+    pictures[1].focus()
+    page.keyboard.press("0")
+    page.wait_for_function("[...document.querySelectorAll('.gradcam-nb-frame img')].every(i => !i.style.transform)")
+
+
+NAME = """() => {
+  const e = document.activeElement, row = e.closest('.widget-inline-hbox');
+  const by = e.labels?.[0]?.textContent || row?.querySelector('label')?.textContent;
+  return e.getAttribute('aria-label') || by || e.textContent || e.alt || '';
+}"""
+
+
+def test_with_the_keyboard_alone(shown, lab, session):
+    """From the first field to the saved files."""
+    page, press = shown.page, shown.page.keyboard.press
+
+    def tab_to(name):
+        for _ in range(120):
+            press("Tab")
+            if page.evaluate(NAME).strip() == name and shown.root.evaluate("root => root.contains(document.activeElement)"):
+                return
+        pytest.fail(f"Tab does not come to {name!r}; it is at {page.evaluate(NAME)!r}")
+
+    shown.root.locator("input").first.focus()
+    tab_to("filter: Target")
+    page.keyboard.type(session.questions(0)[2].label.split(" (")[0])
+    press("Enter")
+    tab_to("Method")
+    press("Home")
+    press("ArrowDown")
+    tab_to("Layer (with Ctrl: several, fused)")
+    press("Home")
+    page.wait_for_function("() => !document.querySelector('[role=status]')?.textContent.includes('…')")
+    tab_to("Compare")
+    for _ in range(3):
+        press("ArrowRight")
+    press("Enter")
+    tab_to("Name")
+    press("Control+A")
+    page.keyboard.type("by_keyboard")
+    tab_to("Save")
+    press("Enter")
+    shown.root.get_by_text("by_keyboard_overlay.png").wait_for()
+    settings = json.loads((lab[1] / "explanations/by_keyboard.json").read_text())["settings"]
+    assert settings["label"] == session.questions(0)[2].label
+
+
+AXE = ROOT / ".venv/npm/node_modules/axe-core/axe.min.js"
+
+
+@pytest.mark.parametrize("theme", ["Dark", "Light"])
+def test_nothing_keeps_people_out(shown, theme):
+    """axe-core finds no serious violation in the panel."""
+    if not AXE.is_file():
+        missing("axe-core is not there")
+    page = shown.page
+    page.evaluate("theme => window.jupyterapp.commands.execute('apputils:change-theme', { theme })", f"JupyterLab {theme}")
+    page.wait_for_selector(f"body[data-jp-theme-light={'true' if theme == 'Light' else 'false'}]", state="attached")
+    page.evaluate(AXE.read_text())
+    found = shown.root.evaluate("async root => (await axe.run(root, { resultTypes: ['violations'] })).violations")
+    serious = [one for one in found if one["impact"] in ("serious", "critical")]
+    assert [(one["help"], [node["html"][:150] for node in one["nodes"]]) for one in serious] == []
+
+
+@pytest.mark.parametrize("width", [390, 700, 1400, 2200])
+def test_it_uses_the_width_that_it_gets(shown, width):
+    """Nothing is cut off, and nothing stands still at one size."""
+    page = shown.page
+    page.set_viewport_size({"width": width, "height": 1000})
+    page.wait_for_function("width => window.innerWidth === width", arg=width)
+    inner, own = shown.root.evaluate("e => [e.scrollWidth, e.clientWidth]")
+    assert inner <= own + 2
+    pictures = [shown.root.locator(".gradcam-nb-frame").nth(i).bounding_box() for i in range(3)]
+    side_by_side = pictures[0]["y"] == pictures[2]["y"]
+    assert side_by_side == (width >= 1400)
+    assert pictures[1]["width"] >= 120

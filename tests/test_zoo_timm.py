@@ -22,3 +22,7 @@ def test_there_are_many_families():
 
 def test_a_scene_is_explained_in_one_run():
     zoo.check_runs("timm")
+
+
+def test_what_is_passed_over_remembers_nothing():
+    zoo.check_forgetful("timm")

@@ -22,3 +22,7 @@ def test_no_family_is_missing():
 
 def test_a_scene_is_explained_in_one_run():
     zoo.check_runs("torchvision")
+
+
+def test_what_is_passed_over_remembers_nothing():
+    zoo.check_forgetful("torchvision")

@@ -17,6 +17,7 @@ from tiny_models import draw_zeroed_weights
 from torch import nn
 
 from gradcam_nb import GradCAM, Preprocess, explain, list_layers, verify_layout
+from gradcam_nb.engine.as_found import forgets
 
 TABLE = Path(__file__).resolve().parent.parent / "nbs" / "guides" / "zoo.csv"
 SMALL = dict(depth=3, embed_dim=192, num_heads=3)  # of families whose smallest variant has more than 80 million parameters
@@ -256,11 +257,28 @@ def rows(library, verify=False):
 @cache
 def rows_and_runs(library):
     """All rows of a library, and the runs of each family; a model is built once, and what is learnt of a copy is not known of it."""
-    found, runs = [], {}
+    found, runs, remember = [], {}, {}
     for family, side, model in models(library):
-        runs[family] = runs_of_explain(side, deepcopy(model))
+        copied = deepcopy(model)
+        runs[family] = runs_of_explain(side, copied)
+        before = states(copied.eval())
+        with torch.no_grad():
+            copied(blurred_noise(side))  # as a user runs it: nothing is put back
+        remember[family] = {type(m) for m, state in states(copied).items() if forgets(type(m)) and state != before[m]}
         found.append(row(library, family, model))
-    return found, runs
+    return found, runs, remember
+
+
+def states(model):
+    """What a module holds, each thing by its identity, and how often its buffers were written to."""
+    own = {"training", "forward", "_forward_hooks"}
+    return {
+        m: (
+            {name: id(value) for name, value in vars(m).items() if name not in own},
+            [(id(buffer), buffer._version) for buffer in m._buffers.values() if buffer is not None],
+        )
+        for m in model.modules()
+    }
 
 
 def stored():
@@ -271,7 +289,7 @@ def stored():
 
 def check(library):
     """Nearly all work; and the book says so, if it was made with the same version of the library."""
-    found, _ = rows_and_runs(library)
+    found, _, _ = rows_and_runs(library)
     failing = [f"{r['model']}: {r['problem']}" for r in found if r["problem"]]
     assert len(failing) <= 0.05 * len(found), failing
     book = {r["family"]: r for r in stored() if r["library"] == library}
@@ -300,11 +318,17 @@ def check_layouts(library):
 def check_runs(library):
     """One run for each family but those that are named here, with the reason; the first time more where the layout is measured."""
     twice = {"coat"}  # its last layer is a convolution that every block shares, so its first calls come long before the end
-    _, runs = rows_and_runs(library)
+    _, runs, _ = rows_and_runs(library)
     assert {family for family, (_, again) in runs.items() if again != 1} <= twice, runs
     measured = {family: first - again for family, (first, again) in runs.items() if first > again}
     print(f"{library}: the layout is measured for {len(measured)} of {len(runs)} families, in runs: {measured}")
     assert len(measured) <= 0.25 * len(runs), measured
+
+
+def check_forgetful(library):
+    """What is passed over when a visit begins, because it remembers nothing, does not change in a run."""
+    _, _, remember = rows_and_runs(library)
+    assert {family: kinds for family, kinds in remember.items() if kinds} == {}
 
 
 if __name__ == "__main__":

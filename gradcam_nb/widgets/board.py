@@ -22,6 +22,7 @@ from ipywidgets import (
     Text,
     VBox,
     Widget,
+    jslink,
 )
 
 from ..ask import sample_photos
@@ -82,6 +83,8 @@ class Board(Running):
         self.opacity, self.threshold = _slider("Opacity", 0.5), _slider("Threshold", 0)
         self.colormap = Dropdown(options=maps, description="Colours", layout=Layout(width="220px"))
         self.shown = [PointedPicture() for _ in range(3)]
+        for other in self.shown[1:]:  # in the browser: what is enlarged in one is enlarged in all
+            jslink((self.shown[0], "view"), (other, "view"))
         self.titles, self.reading = [HTML() for _ in range(3)], HTML()
 
     @property

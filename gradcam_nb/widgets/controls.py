@@ -24,6 +24,8 @@ LOOK = """
 .gradcam-nb select option { color: var(--jp-ui-font-color1, #222); }
 .gradcam-nb label { display: block; font-weight: 600; margin: 4px 0 2px; }
 .gradcam-nb img { display: block; width: 100%; image-rendering: auto; border-radius: 3px; cursor: crosshair; }
+.gradcam-nb-frame { overflow: hidden; border-radius: 3px; }
+.gradcam-nb-frame img { transform-origin: 0 0; touch-action: pan-y; }
 .gradcam-nb img[hidden] { display: none; }
 .gradcam-nb :focus-visible { outline: 2px solid var(--jp-brand-color1, #1976d2); outline-offset: 1px; }
 .gradcam-nb pre { padding: 8px; margin: 0 0 6px; white-space: pre-wrap; user-select: all; }
@@ -35,15 +37,19 @@ LOOK = """
 
 # %% ../../nbs/widgets/controls.ipynb #09
 class PointedPicture(anywidget.AnyWidget):
-    "A picture that tells where the pointer is, and where it was clicked."
+    "A picture that is enlarged and moved, and tells where the pointer is, and where it was clicked."
 
     _css = LOOK
     _esm = """
     function render({ model, el }) {
       el.classList.add("gradcam-nb");
-      const img = document.createElement("img");
+      const frame = document.createElement("div"), img = document.createElement("img");
+      frame.className = "gradcam-nb-frame";
       img.tabIndex = 0;
-      el.append(img);
+      img.title = "+ and - or Ctrl and the wheel: larger, smaller; drag: move; 0: as it was";
+      img.draggable = false;
+      frame.append(img);
+      el.append(frame);
       function show() {
         const before = img.src;
         img.hidden = !model.get("value").byteLength;
@@ -52,7 +58,28 @@ class PointedPicture(anywidget.AnyWidget):
         img.alt = model.get("alt");
         if (before) URL.revokeObjectURL(before);
       }
-      let place = [0.5, 0.5], waiting = false;
+      let place = [0.5, 0.5], waiting = false, held = null;
+      const now = () => model.get("view").length ? model.get("view") : [1, 0, 0];
+      const within = (value, least) => Math.min(0, Math.max(least, value));
+      function look(scale, x, y) {
+        scale = Math.min(16, Math.max(1, scale));
+        model.set("view", [scale, within(x, 1 - scale), within(y, 1 - scale)]);
+        model.save_changes();
+      }
+      function zoom(by, [u, v]) {
+        const [scale, x, y] = now(), next = Math.min(16, Math.max(1, scale * by)), [a, b] = [x + u * scale, y + v * scale];
+        look(next, a - u * next, b - v * next);
+      }
+      function put() {
+        const [scale, x, y] = now();
+        img.style.transform = scale > 1 ? `translate(${100 * x}%, ${100 * y}%) scale(${scale})` : "";
+      }
+      function drag(event) {
+        const box = frame.getBoundingClientRect(), [scale] = now();
+        const [x, y] = [held.x + (event.clientX - held.at[0]) / box.width, held.y + (event.clientY - held.at[1]) / box.height];
+        held.moved = held.moved || Math.hypot(event.clientX - held.at[0], event.clientY - held.at[1]) > 3;
+        look(scale, x, y);
+      }
       function over(x, y) {
         place = [Math.min(Math.max(x, 0), 0.9999), Math.min(Math.max(y, 0), 0.9999)];
         if (waiting) return;
@@ -68,17 +95,35 @@ class PointedPicture(anywidget.AnyWidget):
         const box = img.getBoundingClientRect();
         over((event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height);
       }
-      img.addEventListener("pointermove", at);
-      img.addEventListener("click", event => { at(event); pick(); });
+      img.addEventListener("pointerdown", event => {
+        const [scale, x, y] = now();
+        held = scale > 1 ? { at: [event.clientX, event.clientY], x, y, moved: false } : null;
+      });
+      img.addEventListener("pointermove", event => { at(event); if (held && event.buttons) drag(event); });
+      img.addEventListener("click", event => {
+        const moved = held && held.moved;
+        held = null;
+        if (!moved) { at(event); pick(); }
+      });
+      img.addEventListener("wheel", event => {
+        if (!event.ctrlKey) return;  // else the page scrolls
+        event.preventDefault();
+        at(event);
+        zoom(event.deltaY < 0 ? 1.25 : 0.8, place);
+      }, { passive: false });
       img.addEventListener("keydown", event => {
         const step = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key];
         if (step) over(place[0] + step[0] * 0.02, place[1] + step[1] * 0.02);
+        else if (event.key === "+" || event.key === "-") zoom(event.key === "+" ? 1.25 : 0.8, place);
+        else if (event.key === "0") look(1, 0, 0);
         else if (event.key === "Enter") pick();
         else return;
         event.preventDefault();
         event.stopPropagation();
       });
       model.on("change:value", show);
+      model.on("change:view", put);
+      put();
       model.on("change:alt", () => { img.alt = model.get("alt"); });
       show();
       return () => URL.revokeObjectURL(img.src);
@@ -89,6 +134,7 @@ class PointedPicture(anywidget.AnyWidget):
     alt = Unicode().tag(sync=True)  # what is on it, in words
     over = List(Float()).tag(sync=True)  # x, y in [0, 1); empty before the pointer was there
     clicked = List(Float()).tag(sync=True)  # x, y, and how many clicks there were
+    view = List(Float()).tag(sync=True)  # how often it is enlarged, and where its left and top edge lie, in its sides; empty: as it is
 
 # %% ../../nbs/widgets/controls.ipynb #11
 class Code(anywidget.AnyWidget):

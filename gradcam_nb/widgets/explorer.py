@@ -53,6 +53,8 @@ class Explorer(Opening):
 
     def _turned(self):
         "Another picture of the same session."
+        for shown in self.shown:
+            shown.view = []
         asked = self.session.questions(self.picture.value)
         self.quiet = True
         self.target.options = target_choices(asked)

@@ -39,7 +39,7 @@ compat.pytorch_grad_cam.recorder: ActivationsAndGradients
 compat.pytorch_grad_cam.sess: SESS sliding_window window_starts
 compat.pytorch_grad_cam.whole_picture: FullGrad ScoreCAM
 imaging.overlay: show_cam_on_image
-imaging.preprocess: deprocess_image preprocess_image
+imaging.arrays: deprocess_image preprocess_image
 methods.deep_feature_factorization: show_factorization_on_image
 metrics.confidence_change: multiply_tensor_with_cam
 reshape.vit: vit_reshape_transform
