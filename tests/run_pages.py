@@ -21,6 +21,8 @@ ROOT = Path(__file__).resolve().parent.parent
 KEPT = ROOT / "tests/page_seconds.json"  # what a fresh clone goes by: seconds of each page; `--keep` writes it
 LAST = ROOT / ".venv/page_seconds.json"  # the last run's
 NEVER = {"net", "cuda"}
+# tests/test_newcomer.py runs these in a newcomer's environment, and looks at their pictures: no need to run them twice.
+START = {f"nbs/guides/{name}.ipynb" for name in ("install", "first_explanation", "what_is_a_cam", "choosing_layer", "choosing_method")}
 LIMIT = 600  # seconds of a page, but for `--all`: one that hangs is ended, and named
 
 
@@ -33,10 +35,12 @@ def seconds():
     return known
 
 
-def pages(named):
+def pages(named, flagged):
     """The pages that are named, or all; those that never ran first, then the longest."""
     found = [Path(page).resolve() for page in named] or [
-        page for page in (ROOT / "nbs").rglob("*.ipynb") if not any(part.startswith((".", "_")) for part in page.relative_to(ROOT).parts)
+        page
+        for page in (ROOT / "nbs").rglob("*.ipynb")
+        if not any(part.startswith((".", "_")) for part in page.relative_to(ROOT).parts) and (flagged or name_of(page) not in START)
     ]
     known = seconds()
     return sorted(found, key=lambda page: (-known.get(name_of(page), float("inf")), page))
@@ -148,7 +152,7 @@ def main():
     forced = [flag for flag in flags if flag not in NEVER] if asked.all else []
     preload()
     began = time.monotonic()
-    took, failed = run(pages(asked.pages), asked.workers, flags, forced)
+    took, failed = run(pages(asked.pages, asked.all), asked.workers, flags, forced)
     print(f"{len(took)} pages in {time.monotonic() - began:.0f} s; one after the other {sum(took.values()):.0f} s")
     if not asked.all:
         known = {name: value for name, value in (seconds() | took).items() if (ROOT / name).is_file()}

@@ -354,6 +354,7 @@ def test_errors_in_plain_words(shown, expected, session):
     )
 
 
+@pytest.mark.slow  # it measures, and other tests take the cores just then
 def test_quick(chromium, lab, expected):
     """In bare imports of what it stands on: import and first picture take 1.5, another layer or method an 8th, colours a 40th."""
     page = _open(chromium, lab, "quick.ipynb")

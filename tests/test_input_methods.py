@@ -233,7 +233,7 @@ def guided_cnn(model, x, category):
 
 
 def guided_vit(model, x, category):
-    """scenes-vit has ReLUs in its first four convolutions only: autograd behind them, numpy in front."""
+    """scenes-vit has ReLUs in its first four convolutions only: autograd behind them, whose GELUs keep their gradient; numpy in front."""
     *stem, last = [m for m in model.patch_embed.proj.modules() if not isinstance(m, nn.Sequential)]
     _, back = numpy_chain(stem, as_numpy(x[0]))
     kept = []
@@ -247,7 +247,7 @@ def guided_vit(model, x, category):
 @pytest.mark.parametrize("name, slow", [("cnn", guided_cnn), ("vit", guided_vit)])
 def test_guided_backpropagation_of_a_network_in_numpy(name, slow):
     model, x, category = asked(name)
-    assert_same(GuidedBackpropReLUModel(model)(x, category)[0], slow(model, x, category))
+    assert_same(GuidedBackpropReLUModel(model, relu_only=True)(x, category)[0], slow(model, x, category))
 
 
 @pytest.mark.parametrize("name, slow", [("cnn", guided_cnn), ("vit", guided_vit)])
@@ -256,7 +256,7 @@ def test_guided_gradcam_in_numpy(name, slow):
     layer = dict(SCENES)[name]
     (a,), (g,) = graph(model, layer, x, lambda output: output[0, category])
     heat = heat_map(weighed(a, [gradient.mean() for gradient in g]), 128)
-    assert_same(GuidedGradCAM(model, layer)(x, category)[0], heat * slow(model, x, category))
+    assert_same(GuidedGradCAM(model, layer, relu_only=True)(x, category)[0], heat * slow(model, x, category))
 
 
 def test_factorization_is_as_good_as_scikit_learns():

@@ -109,10 +109,7 @@ class Copy:
 def copy(tmp_path_factory):
     """The copy with one of each, by the sections."""
     made = Copy(tmp_path_factory.mktemp("next") / "repository")
-    made.run("ruff", "format", "-q", "nbs")
-    made.run("nbdev_export")
-    made.python("book/make_lists.py")
-    made.commit()
+    made.commit()  # it is in step, as `make step` has it
     for kind in KINDS:
         made.add(kind)
     made.run("ruff", "format", "-q", "nbs")

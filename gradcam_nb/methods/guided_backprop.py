@@ -53,7 +53,8 @@ class Guided(TorchFunctionMode):
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})
-        if function not in self.guided:
+        given = args[0] if args else kwargs.get("input")
+        if function not in self.guided or not given.is_floating_point():  # quantised numbers have no gradient
             return function(*args, **kwargs)
         given, *rest = args or (kwargs.pop("input"),)
         in_place = []
