@@ -1,6 +1,7 @@
 #!/bin/sh
-# What the browser tests need, as far as it can be had: Debian's Chromium, and from npm the widget manager's scripts
-# and axe-core, which looks for what keeps people out, into the folder given. Says what it did not get and never fails: without it the tests skip, saying so.
+# What the browser tests need, as far as it can be had: Debian's Chromium, and from npm, into the folder given, the widget
+# manager's scripts and axe-core, which looks for what keeps people out. Says what it did not get and never fails: without it
+# the tests skip, saying so.
 say() { echo "browser tests: $*"; }
 
 for name in chromium chromium-browser google-chrome google-chrome-stable; do

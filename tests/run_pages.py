@@ -17,12 +17,15 @@ import tempfile
 import time
 from pathlib import Path
 
+import yaml
+
 ROOT = Path(__file__).resolve().parent.parent
 KEPT = ROOT / "tests/page_seconds.json"  # what a fresh clone goes by: seconds of each page; `--keep` writes it
 LAST = ROOT / ".venv/page_seconds.json"  # the last run's
 NEVER = {"net", "cuda"}
+CHAPTERS = yaml.safe_load((ROOT / "_quarto.yml").read_text(encoding="utf-8"))["book"]["chapters"]
 # tests/test_newcomer.py runs these in a newcomer's environment, and looks at their pictures: no need to run them twice.
-START = {f"nbs/guides/{name}.ipynb" for name in ("install", "first_explanation", "what_is_a_cam", "choosing_layer", "choosing_method")}
+START = next(entry for entry in CHAPTERS if isinstance(entry, dict) and entry["part"] == "Start")["chapters"]
 LIMIT = 600  # seconds of a page, but for `--all`: one that hangs is ended, and named
 
 
@@ -155,7 +158,7 @@ def main():
     took, failed = run(pages(asked.pages, asked.all), asked.workers, flags, forced)
     print(f"{len(took)} pages in {time.monotonic() - began:.0f} s; one after the other {sum(took.values()):.0f} s")
     if not asked.all:
-        known = {name: value for name, value in (seconds() | took).items() if (ROOT / name).is_file()}
+        known = {name: value for name, value in (seconds() | took).items() if name.startswith("nbs/") and (ROOT / name).is_file()}
         for file, wanted in ((LAST, LAST.parent.is_dir()), (KEPT, asked.keep)):
             if wanted:
                 file.write_text(json.dumps(known, indent=0, sort_keys=True) + "\n", encoding="utf-8")

@@ -56,8 +56,7 @@ def lab(tmp_path_factory):
         file.write_text(json.dumps(setting))
     places = {f"JUPYTER{name}_DIR": str(home / name.strip("_").lower()) for name in ("_CONFIG", "_RUNTIME", "_DATA", "LAB_WORKSPACES")}
     places["JUPYTERLAB_SETTINGS_DIR"] = str(home / "settings")
-    # One thread, for other tests run beside this one.
-    environment = {**os.environ, **places, "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, **places, "PYTHONWARNINGS": "ignore"}
     log = (home / "log").open("w")
     options = [
         "--no-browser",

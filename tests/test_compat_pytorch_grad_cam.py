@@ -24,7 +24,7 @@ real = pytest.importorskip("pytorch_grad_cam")
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 # Two processes with two threads each on two cores would wait for one another.
-ENV = dict(os.environ, OMP_NUM_THREADS="1", PYTHONWARNINGS="ignore")
+ENV = dict(os.environ, PYTHONWARNINGS="ignore")
 
 
 @pytest.fixture(scope="module")

@@ -512,7 +512,7 @@ def test_a_picture_that_cannot_be_explained_stands_alone():
 
 def test_compare_opens_what_is_clicked_and_no_cell_takes_the_others(tmp_path, monkeypatch):
     panel = opened("scenes-vit", "scene:3")
-    names = [layer.name for layer in panel.session.layers if layer.name in panel.session.live]
+    names = [layer.name for layer in panel.session.serving]
     assert set(panel.compare.layers.value) <= set(names)
     assert len(panel.compare.layers.value) == 4
     panel.compare.methods.value = ["GradCAM", "CAM", "LeGrad", "LayerCAM"]  # CAM is grey: this network pools a token

@@ -414,7 +414,7 @@ NAMES = [name for name in DEFINED if name not in NO_SCRIPTS]
 def maps(tmp_path_factory):
     folder = tmp_path_factory.mktemp("scripts")
     (script := folder / "scripts.py").write_text(SCRIPTS)
-    env = dict(os.environ, OMP_NUM_THREADS="1", PYTHONWARNINGS="ignore")
+    env = dict(os.environ, PYTHONWARNINGS="ignore")
     for launcher, out in (([], "theirs"), (["-m", "gradcam_nb.compat", "--force"], "ours")):
         done = subprocess.run([sys.executable, *launcher, script, folder / f"{out}.npz"], env=env, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-2000:]

@@ -15,17 +15,12 @@ from pathlib import Path
 import nbformat
 import numpy as np
 import pytest
-import yaml
 from nbclient import NotebookClient
 from packaging.requirements import Requirement
 from PIL import Image
+from run_pages import START
 
 ROOT = Path(__file__).resolve().parent.parent
-START = next(
-    entry
-    for entry in yaml.safe_load((ROOT / "_quarto.yml").read_text())["book"]["chapters"]
-    if isinstance(entry, dict) and entry["part"] == "Start"
-)["chapters"]
 DATA = Path(os.environ.get("GRADCAM_NB_DATA", ROOT.parent / "shared/data"))
 SETTINGS = ConfigParser(delimiters=["="])
 SETTINGS.read(ROOT / "settings.ini", encoding="utf-8")

@@ -53,10 +53,11 @@ class Guided(TorchFunctionMode):
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})
-        given = args[0] if args else kwargs.get("input")
-        if function not in self.guided or not given.is_floating_point():  # quantised numbers have no gradient
+        if function not in self.guided:
             return function(*args, **kwargs)
-        given, *rest = args or (kwargs.pop("input"),)
+        given, *rest = args = args or (kwargs.pop("input"),)
+        if not given.is_floating_point():  # quantised numbers have no gradient
+            return function(*args, **kwargs)
         in_place = []
 
         def activation(x):

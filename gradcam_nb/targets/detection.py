@@ -83,7 +83,8 @@ class DetectionTarget:
         for i in found["scores"].argsort(descending=True).tolist():
             # Rounded, so that its Python is short and still makes the same target.
             box, label = [round(edge, 1) for edge in found["boxes"][i].tolist()], int(found["labels"][i])
-            offered.append(dict(target=cls(box, label), category=label, said=f"{found['scores'][i]:.1%}", box=tuple(box)))
+            score = found["scores"][i].item()
+            offered.append(dict(target=cls(box, label), category=label, said=f"{score:.1%}", box=tuple(box), share=score))
         return offered
 
     def __repr__(self):

@@ -118,7 +118,7 @@ class SemanticSegmentationTarget:
         offered = []
         for i in areas.argsort(descending=True, stable=True).tolist():
             said = f"{areas[i]:.1%} of the picture" if areas[i] else "nowhere"
-            offered.append(dict(target=cls(i), category=i, classes=classes, said=said))
+            offered.append(dict(target=cls(i), category=i, classes=classes, said=said, share=areas[i].item()))
         return offered
 
     @classmethod

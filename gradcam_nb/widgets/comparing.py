@@ -15,7 +15,7 @@ from ..catalogue import find_method
 from ..compare import compare_layers
 from ..engine.layers import Layer
 from .setting import Setting
-from .worker import Stopped, in_words
+from .worker import or_words
 
 # %% ../../nbs/widgets/comparing.ipynb #457e0c70
 def stage_ends(
@@ -51,12 +51,7 @@ def comparison(
     "Methods × layers, from one run where the methods allow it."
 
     def cell(method, layer):
-        try:
-            return session.explain(replace(setting, method=method, layers=(layer,))).heat_map
-        except Stopped:
-            raise
-        except Exception as error:
-            return in_words(error)
+        return or_words(lambda: session.explain(replace(setting, method=method, layers=(layer,))).heat_map)
 
     def row(method):
         if not find_method(method).uses_layers:
@@ -74,10 +69,8 @@ def _shared(session, setting, methods, layers):
     if setting.aug_smooth or not sharing:
         return {}
     how = {"eigen_smooth": True} if setting.eigen_smooth else {}
-    try:
-        table = compare_layers(session.network, session.tensor(setting.picture), sharing, layers, setting.asked.target, **how)
-    except Stopped:
-        raise
-    except Exception:
+    x = session.tensor(setting.picture)
+    table = or_words(lambda: compare_layers(session.network, x, sharing, layers, setting.asked.target, **how))
+    if isinstance(table, str):
         return {}
     return {method: {layer: heats[0] for layer, heats in row.items()} for method, row in table.items()}

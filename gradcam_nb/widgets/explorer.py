@@ -47,8 +47,7 @@ class Explorer(Opening):
         if self.explanation is None and session.questions(0)[0].box:  # as the guide on detectors says
             self.method.value, self.fusion.value = ["HiResCAM"], "sum"
         self.quiet = False
-        serving = [layer for layer in session.layers if layer.name in session.live]
-        self.compare.list_layers(self.layer, serving, session.suggested)
+        self.compare.list_layers(self.layer, session)
         self._turned()
 
     def _turned(self):

@@ -51,7 +51,8 @@ def _confirmed(found, mirrored, width):
     back = torch.stack([width - right, top, width - left, bottom], 1)
     same = found["labels"][surest][:, None] == mirrored["labels"]
     scores, overlap = found["scores"][surest], (box_iou(found["boxes"][surest], back) * same).nan_to_num().amax(1)
-    return (scores * overlap).sum().item(), (scores * overlap).sum().item() / max(scores.sum().item(), 1e-9)
+    much = (scores * overlap).sum().item()
+    return much, much / max(scores.sum().item(), 1e-9)
 
 # %% ../../nbs/widgets/finding.ipynb #114e6bb6
 def confirmed_view(
@@ -65,7 +66,7 @@ def confirmed_view(
     """
 
     def confirmed(preprocess):
-        x = torch.cat([*input_for(network, picture, preprocess)]).view(1, -1, *preprocess.size)
+        x = input_for(network, picture, preprocess)
         try:
             with torch.inference_mode(), evaluating(network):
                 found, mirrored = (_found(call_model(network, given)) for given in (x, x.flip(-1)))
@@ -74,7 +75,7 @@ def confirmed_view(
         return _confirmed(found, mirrored, x.shape[-1])
 
     best, taken, settled = max(confirmed(own)[0], 0.1), None, False
-    with tqdm(total=7, desc="how the detector sees", delay=2, leave=False) as bar:
+    with tqdm(total=sum(map(len, detector_views())), desc="how the detector sees", delay=2, leave=False) as bar:
         for ways in detector_views():
             for words, view in ways.items():
                 much, mean = confirmed(view(picture))

@@ -9,6 +9,7 @@ __all__ = ['keep_upload', 'Opening']
 from pathlib import Path
 
 from ..ask import default_model, read_picture
+from ..imaging.write import write_all
 from ..samples.efficientnet import SAMPLES
 from .board import Board
 from .session import Session
@@ -25,9 +26,8 @@ def keep_upload(
     while path.exists() and path.read_bytes() != content:
         number += 1
         path = Path(folder) / f"{name.stem}_{number}{name.suffix}"
-    path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists():
-        path.write_bytes(content)
+        write_all({path: lambda draft: draft.write_bytes(content)})
     return path
 
 # %% ../../nbs/widgets/opening.ipynb #cbe50d0c
@@ -102,10 +102,11 @@ class Opening(Board):
         def make():
             pictures = before.pictures if images is None else images
             if images is not None and fitting and default_model(images) != before.model:
-                return Session(None, images, **using)
-            network = before.network if model is None else self.own if model == OWN else model
-            found = Session(network, pictures, **using)
-            found.model = None if model == OWN else model or before.model
+                found = Session(None, images, **using)
+            else:
+                network = self.own if model == OWN else model or before.network
+                found = Session(network, pictures, **using)
+                found.model = None if model == OWN else model or before.model
             if images is None:
                 found.sources = before.sources
             found.handed = before.handed

@@ -99,6 +99,10 @@ def raw_map(
     return Image.composite(image.convert("L").convert("RGB"), image, below)
 
 
+def _columns(rows):
+    return list(dict.fromkeys(name for row in rows.values() for name in row))
+
+
 def table_of_pictures(
     rows: dict[str, dict[str, Image.Image | str]],  # row -> column -> picture, or why there is none; a cell may be missing
     caption: str = "",
@@ -106,7 +110,7 @@ def table_of_pictures(
     buttons: bool = False,  # a picture can be clicked: `data-row` and `data-column` say which it is
 ) -> str:  # HTML
     "A table of pictures with named rows and columns."
-    columns = list(dict.fromkeys(name for row in rows.values() for name in row))
+    columns = _columns(rows)
 
     def cell(row, column):
         shown = rows[row].get(column, "")
@@ -138,7 +142,7 @@ def figure_of_table(
     "The same table as a figure, to be saved."
     from matplotlib.figure import Figure
 
-    columns = list(dict.fromkeys(name for row in rows.values() for name in row))
+    columns = _columns(rows)
     figure = Figure(figsize=(0.6 + 1.8 * len(columns), 0.5 + 2.0 * len(rows)), layout="constrained")
     axes = figure.subplots(len(rows), len(columns), squeeze=False)
     for line, (row, cells) in zip(axes, rows.items()):

@@ -8,17 +8,19 @@ __all__ = ['Compare', 'Measure', 'CopyCode', 'Save']
 # %% ../../nbs/widgets/panels.ipynb #03
 import html
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from ipywidgets import HTML, Button, Dropdown, HBox, Layout, Text, VBox
 
 from ..catalogue import list_metrics
+from ..imaging.write import write_all
 from .choices import Choices
 from .comparing import NO_LAYER, comparison, stage_ends
 from .controls import Clickable, Code
 from .measuring import measurable, measure
 from .painting import figure_of_table, table_of_pictures
-from .worker import Stopped, in_words
+from .worker import or_words
 
 # %% ../../nbs/widgets/panels.ipynb #08
 def _row(children):
@@ -43,9 +45,9 @@ class Compare(VBox):
         lists = HBox(lists, layout=Layout(flex_flow="row wrap"))
         super().__init__([lists, _row([self.metric, self.button, self.keep]), self.said, self.table])
 
-    def list_layers(self, layers: Choices, serving, suggested: str):
+    def list_layers(self, layers: Choices, session):
         "The same layers as above; at first the ends of the network's stages."
-        self.layers.options, self.layers.value = layers.options, stage_ends(serving, suggested)
+        self.layers.options, self.layers.value = layers.options, stage_ends(session.serving, session.suggested)
         self.found, self.table.value, self.said.value, self.keep.disabled = None, "", "", True
 
     def compare(self):
@@ -83,9 +85,9 @@ class Compare(VBox):
 
     def write(self):
         "The table as one picture."
+        figure = figure_of_table(self.pictures(), self.caption, self.numbers)
         path = Path(self.explorer.save.folder.value).expanduser() / "comparison.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure_of_table(self.pictures(), self.caption, self.numbers).savefig(path, dpi=150, bbox_inches="tight")
+        write_all({path: partial(figure.savefig, dpi=150, bbox_inches="tight")})
         self.said.value = f"<div role='status'>saved: {html.escape(str(path))}</div>"
 
 # %% ../../nbs/widgets/panels.ipynb #ae3029f9
@@ -94,12 +96,7 @@ def _numbers(session, setting, table, metric):
 
     def said(method, layer):
         layers = setting.layers if layer == NO_LAYER else (layer,)
-        try:
-            return f"{measure(session, replace(setting, method=method, layers=layers), metric):.3f}"
-        except Stopped:
-            raise
-        except Exception as error:
-            return in_words(error)
+        return or_words(lambda: f"{measure(session, replace(setting, method=method, layers=layers), metric):.3f}")
 
     return {
         (method, layer): said(method, layer) for method, row in table.items() for layer, heat in row.items() if not isinstance(heat, str)

@@ -6,7 +6,6 @@
 __all__ = ['Asked', 'offering_targets', 'questions']
 
 # %% ../../nbs/widgets/questions.ipynb #03
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -43,9 +42,8 @@ def _is_last_resort(kind):
     return getattr(kind, "last_resort", False)
 
 
-def _labels(model, output, names):
+def _labels(model, names):
     "A function from what is offered to what people read; what it needs of the model is looked up once."
-    seen = saw(model, output)
 
     @cache
     def known(classes):
@@ -58,8 +56,6 @@ def _labels(model, output, names):
     def label(category, classes, said):
         if category is None:
             return said
-        if said is None and category < len(seen):
-            said = f"{seen[category].probability:.1%}"
         return name(category, classes) + (f" ({said})" if said else "")
 
     return label
@@ -85,12 +81,13 @@ def questions(
     names=None,  # the names of its classes; left out: its own `classes`, ImageNet's for a thousand, else numbers
 ) -> list[Asked]:  # those of each target together, the likeliest first
     "What can be asked about a picture. Raises `ValueError` where nothing in the answer can be."
-    label, found = _labels(model, output, names), []
+    label, seen, found = _labels(model, names), saw(model, output), []
 
-    def asked(kind, *, target, category=None, classes=None, said=None, box=None):
-        text = label(category, classes, said)
-        share = re.search(r"\(([\d.]+)%", text)
-        return Asked(repr(target), text, target, box, kind, float(share[1]) / 100 if share else None)
+    def asked(kind, *, target, category=None, classes=None, said=None, box=None, share=None):
+        if said is None and category is not None and category < len(seen):
+            share = seen[category].probability
+            said = f"{share:.1%}"
+        return Asked(repr(target), label(category, classes, said), target, box, kind, share)
 
     for kind in offering_targets():
         if found and _is_last_resort(kind):

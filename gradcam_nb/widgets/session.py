@@ -68,9 +68,9 @@ class Session:
         self.layers: list[Layer] = list_layers(self.network, self.tensor(0))
         score = self._score(self.questions(0)[0])
         laid = [layer for layer in self.layers if layer.grid is not None and torch.Size(layer.grid).numel() > 1]
-        live = live_layers(self.network, laid, self.tensor(0), score)
-        self.live = {layer.name for layer in live}
-        end = backbone_end(live) if self.questions(0)[0].box else None
+        self.serving = live_layers(self.network, laid, self.tensor(0), score)
+        self.live = {layer.name for layer in self.serving}
+        end = backbone_end(self.serving) if self.questions(0)[0].box else None
         self.suggested = (end or suggest_layer(self.network, self.tensor(0), score)).name
         self.why_not = partial(why_not, what_it_has(self.network, self.tensor(0), self.questions(0)[0], self.suggested))
 
